@@ -1,0 +1,1 @@
+"""The Rookery service. Knows torch and HTTP, never Ray."""

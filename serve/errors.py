@@ -1,0 +1,106 @@
+"""Every error a caller can meet, as one tree.
+
+    RookeryError
+      ModelNotFound           no such model, locally or on the Hub
+      ModelGated              the Hub wants a token or an agreement
+      ModelUnusable           it exists, but it is not a GPT-2 we can serve, or it is damaged
+      ModelTooLarge           it can never fit the memory budget
+      InvalidRequest          a parameter is wrong; `param` names it
+        ContextLengthExceeded   prompt plus new tokens do not fit the context
+      BadUpload               not an archive, or not one of the formats we read
+        TooFewTweets            a real archive with too little text to learn from
+      NotFound                no such file or job
+      Conflict                the thing is in a state that does not allow this
+      Overloaded              queues are full; come back after `retry_after_s`
+      DeadlineExceeded        it took longer than allowed
+      GenerationFailed        the model gave no usable numbers (NaN or Inf)
+      TrainingFailed          a training job ended without a model
+      StoreUnavailable        disk, database or Hub cannot be reached now; come back after `retry_after_s`
+
+Messages are sentences for people: they name the thing, the value and the limit, and what to do. They
+never carry the body of a request. The HTTP status of each is in `serve.api.status`, nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RookeryError(Exception):
+    """Base of all. `code` is stable and machine-readable; `param` names the offending field, if any."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross process borders (Ray pickles them); keyword arguments would be lost otherwise.
+        return _rebuild, (type(self), self.message, self.param, self.retry_after_s)
+
+
+def _rebuild(kind: type[RookeryError], message: str, param: str | None, retry_after_s: float | None) -> RookeryError:
+    return kind(message, param=param, retry_after_s=retry_after_s)
+
+
+class ModelNotFound(RookeryError):
+    code = "model_not_found"
+
+
+class ModelGated(RookeryError):
+    code = "model_gated"
+
+
+class ModelUnusable(RookeryError):
+    code = "model_unusable"
+
+
+class ModelTooLarge(RookeryError):
+    code = "model_too_large"
+
+
+class InvalidRequest(RookeryError):
+    code = "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class BadUpload(RookeryError):
+    code = "bad_upload"
+
+
+class TooFewTweets(BadUpload):
+    code = "too_few_tweets"
+
+
+class NotFound(RookeryError):
+    code = "not_found"
+
+
+class Conflict(RookeryError):
+    code = "conflict"
+
+
+class Overloaded(RookeryError):
+    code = "overloaded"
+
+
+class DeadlineExceeded(RookeryError):
+    code = "deadline_exceeded"
+
+
+class GenerationFailed(RookeryError):
+    code = "generation_failed"
+
+
+class TrainingFailed(RookeryError):
+    code = "training_failed"
+
+
+class StoreUnavailable(RookeryError):
+    code = "store_unavailable"

@@ -1,0 +1,1 @@
+"""From someone's archive to a new model revision."""

@@ -1,0 +1,389 @@
+"""The nouns that cross borders between parts, and the protocols by which the parts meet.
+
+Frozen dataclasses of plain values: they are pickled between Ray processes. Nothing here imports torch,
+HTTP or another part of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar
+
+from serve.errors import InvalidRequest, ModelNotFound
+
+T = TypeVar("T")
+
+# One part of an id: the Hub's own rule (huggingface_hub.utils.validate_repo_id), which X handles satisfy.
+_ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
+
+FinishReason = Literal["stop", "length", "stop_sequence"]
+"""`stop`: the model ended the text itself; `length`: max_new_tokens; `stop_sequence`: a stop string."""
+
+Tier = Literal["device", "host", "disk", "hub"]
+"""Where a model's weights were when the request came. `device`: already in a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelId:
+    """`[namespace/]name[@revision]`; `str()` gives the canonical form without the revision.
+
+    Ids that never become a path unchecked: each part is ASCII, starts with a letter or digit, has no
+    `..` or `--`, does not end in `.` or `-`, and does not end with `.git` (Source: validate_repo_id).
+    """
+
+    namespace: str | None
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+    @classmethod
+    def parse(cls, text: str) -> ModelId:
+        """Raises: ModelNotFound when `text` cannot be the id of any model."""
+        path, _, revision = text.partition("@")
+        parts = path.split("/")
+        checked = parts + ([revision] if revision else [])
+        if len(parts) > 2 or len(text) > 256 or ("@" in text and not revision) or not all(map(_is_id_part, checked)):
+            raise ModelNotFound(
+                "There is no model of that name: a model id looks like 'huggingtweets/handle' or 'gpt2', in ASCII "
+                "letters, digits, '.', '_' and '-'.",
+                param="model",
+            )
+        return cls(parts[0] if len(parts) == 2 else None, parts[-1], revision or None)
+
+
+def _is_id_part(part: str) -> bool:
+    return bool(_ID_PART.fullmatch(part)) and not (
+        ".." in part or "--" in part or part.endswith((".", "-")) or part.lower().endswith(".git")
+    )
+
+
+# --- Generation -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; every field applies to one sequence, whatever else is in its batch.
+
+    Order of effect: logit_bias, repetition / presence / frequency penalty, min_new_tokens, temperature,
+    top_k, top_p, min_p, typical_p: transformers' own order. A neutral value switches a step off.
+    """
+
+    temperature: float = 1.0  # 0: greedy, and every filter below is without effect
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens seen, prompt included
+    presence_penalty: float = 0.0  # subtracted once from tokens generated so far
+    frequency_penalty: float = 0.0  # subtracted per occurrence from tokens generated so far
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0  # the end-of-text token is not sampled before
+    stop: tuple[str, ...] = ()  # generation ends before the first of these; it is not part of the text
+    ignore_eos: bool = False
+
+
+class SamplingOverrides(TypedDict, total=False):
+    """What a request said itself; all else comes from the model's own generation_config.json."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    max_new_tokens: int
+    min_new_tokens: int
+    stop: tuple[str, ...]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """`num_choices` continuations of each prompt by one model. Sequence index = prompt * num_choices + choice."""
+
+    model_id: str
+    prompts: tuple[str | tuple[int, ...], ...]  # text, or token ids; "" means <|endoftext|> alone
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
+    num_choices: int = 1
+    seed: int = 0  # 64 bits; the same (seed, prompt, choice) gives the same text
+    top_logprobs: int = 0  # how many alternatives to report at each position
+    prompt_logprobs: bool = False  # also report the prompt's own tokens (`echo` with `logprobs`, HF `prefill`)
+    truncate: int | None = None  # keep only this many last prompt tokens (HF `truncate`)
+    add_bos: bool = False  # put <|endoftext|> before text prompts: the start of a tweet
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInfo:
+    """One token with its natural-log probability under the model (before temperature and filters)."""
+
+    id: int
+    text: str  # may hold U+FFFD where the token is a part of a character
+    logprob: float | None  # None for the first prompt token, which nothing precedes
+    special: bool = False
+    top: tuple[tuple[int, str, float], ...] = ()  # (id, text, logprob), best first
+
+
+@dataclass(frozen=True, slots=True)
+class PromptInfo:
+    """Sent with the first delta of a sequence."""
+
+    text: str  # the prompt as the model saw it, decoded
+    num_tokens: int
+    tier: Tier
+    queue_s: float  # from arrival to the first step, loading included
+    load_s: float  # waiting for the weights; 0 when resident
+    tokens: tuple[TokenInfo, ...] = ()  # only with prompt_logprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in one sequence since its last delta.
+
+    `text` never ends inside a character and never holds the beginning of a stop string, so it may be
+    empty or lag behind `tokens`. The last delta has a `finish_reason`, or an `error` for this sequence alone.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenInfo, ...] = ()
+    finish_reason: FinishReason | None = None
+    prompt: PromptInfo | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One model in memory, as `rookery ps` shows it."""
+
+    model_id: str
+    revision: str
+    tier: Tier
+    num_bytes: int
+    leases: int
+    idle_s: float
+    replica: str = ""
+
+
+class Generator(Protocol):
+    """Whatever turns requests into text: the engine in this process, or a Ray Serve handle to it."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
+        """Coalesced deltas of all sequences. Closing the iterator cancels what is left.
+
+        Raises: ModelNotFound, ModelUnusable, InvalidRequest, Overloaded, ... before the first delta.
+        """
+        ...
+
+    async def residents(self) -> list[Resident]: ...
+
+    async def forget(self, model_id: str) -> None:
+        """Drop a deleted model from memory; sequences under way finish."""
+        ...
+
+    async def check_ready(self) -> None:
+        """Really generates a token with the base model. Raises: RookeryError when it cannot."""
+        ...
+
+
+# --- Store ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model as the catalogue lists it. `created_at` is Unix seconds of its newest revision."""
+
+    model_id: str
+    revision: str
+    created_at: int
+    num_bytes: int
+    owned_by: str
+    base_model: str | None = None
+    handles: tuple[str, ...] = ()
+    num_parameters: int | None = None
+    context_length: int | None = None
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # handle -> downloaded, retweets, short, kept
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """`items` in order; `has_more` tells whether a further page follows the last one."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+class Catalogue(Protocol):
+    """Which models exist here. Methods block on disk: call them from a thread."""
+
+    def list_models(self, *, limit: int, after: str | None = None, query: str | None = None) -> Page[ModelInfo]: ...
+
+    def get_model(self, model_id: str) -> ModelInfo:
+        """Raises: ModelNotFound."""
+        ...
+
+    def delete_model(self, model_id: str) -> None:
+        """Raises: ModelNotFound; Conflict for the embedded base."""
+        ...
+
+    def read_card(self, model_id: str) -> str:
+        """The README.md of the newest revision. Raises: ModelNotFound."""
+        ...
+
+
+# --- Training ---------------------------------------------------------------------------------------------
+
+
+class JobStatus(StrEnum):
+    """OpenAI's words for the life of a fine-tuning job."""
+
+    VALIDATING = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """An uploaded file. The bytes are at `path`, under a name of ours; `filename` is the user's own."""
+
+    id: str  # "file-..."
+    filename: str
+    num_bytes: int
+    created_at: int
+    purpose: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFile:
+    """One handle's archive in a job; `handle` None: as the archive itself says."""
+
+    file_id: str
+    handle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """huggingtweets' own procedure; `None`: its own value (4 epochs, batch 1, 1.372e-4)."""
+
+    n_epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate_multiplier: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """What a caller asks for. `suffix` overrides the name after `huggingtweets/`."""
+
+    base_model: str
+    files: tuple[TrainingFile, ...]
+    hyperparameters: Hyperparameters = Hyperparameters()
+    suffix: str | None = None
+    seed: int | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training job, as stored."""
+
+    id: str  # "ftjob-..."
+    request: JobRequest
+    status: JobStatus
+    created_at: int
+    seed: int
+    started_at: int | None = None
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    error_param: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)  # counts, losses, samples, revision
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """A line of a job's history. `data` of a `metrics` event: step, total_steps, train_loss, ..."""
+
+    id: str  # "ftevent-..."
+    job_id: str
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"] = "message"
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Files(Protocol):
+    """Uploaded files. Methods block: call them from a thread."""
+
+    def create_file(self, source: Path, filename: str, purpose: str) -> FileRecord:
+        """Takes `source` over (moves it). Raises: StoreUnavailable."""
+        ...
+
+    def get_file(self, file_id: str) -> FileRecord:
+        """Raises: NotFound."""
+        ...
+
+    def list_files(
+        self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+    ) -> Page[FileRecord]: ...
+
+    def delete_file(self, file_id: str) -> None:
+        """Raises: NotFound."""
+        ...
+
+
+class Jobs(Protocol):
+    """Training jobs. Methods block: call them from a thread."""
+
+    def create_job(self, request: JobRequest) -> Job:
+        """Checks the files first. Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest."""
+        ...
+
+    def get_job(self, job_id: str) -> Job:
+        """Raises: NotFound."""
+        ...
+
+    def list_jobs(
+        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Page[Job]: ...
+
+    def cancel_job(self, job_id: str) -> Job:
+        """Raises: NotFound; Conflict when it has already ended."""
+        ...
+
+    def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
+        """Newest first. Raises: NotFound."""
+        ...
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises: InvalidRequest naming the field, the value and the limits (NaN is outside every range)."""
+    if not low <= value <= high:
+        raise InvalidRequest(f"'{name}' must be between {low:g} and {high:g}, not {value:g}.", param=name)
+
+
+def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """None -> (), "a" -> ("a",), ["a", "b"] -> ("a", "b")."""
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
