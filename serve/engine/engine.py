@@ -1,0 +1,214 @@
+"""The engine: one thread that steps all running sequences of all resident models.
+
+It knows slots, not model ids: whoever submits a sequence keeps its slot leased until the sequence's last
+output. Models of one shape share a *lane* (slab, KV cache, scheduler); each turn steps every busy lane once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve.engine.batch import Batch, Span
+from serve.engine.gpt2 import forward
+from serve.engine.kv_cache import KVCache
+from serve.engine.sampling import sample
+from serve.engine.scheduler import Scheduler
+from serve.engine.sequence import Output, Sequence
+from serve.engine.weights import build_slab, weight_bytes
+from serve.shape import GPT2Shape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes of the engine. `budget_bytes` bounds the slots of each shape; the pool bounds their sum."""
+
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    budget_bytes: int = 2 << 30
+    max_sequences: int = 64  # KV cache rows of each shape
+    max_step_rows: int = 128  # a GPT-2 small prompt of 128 tokens takes two CPU cores about 0.1 s
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one model's weights are."""
+
+    shape: GPT2Shape
+    index: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One step, for metrics."""
+
+    num_rows: int
+    num_models: int
+    num_sampled: int
+    num_waiting: int
+    duration_s: float
+
+
+class Lane:
+    """Everything of one shape, and its step."""
+
+    def __init__(self, shape: GPT2Shape, config: EngineConfig) -> None:
+        num_slots = max(1, config.budget_bytes // weight_bytes(shape, config.dtype, tied=True))
+        self.slab = build_slab(shape, num_slots, config.dtype, config.device)
+        self.cache = KVCache(shape, config.max_sequences, config.dtype, config.device)
+        self.scheduler = Scheduler(num_rows=config.max_sequences, max_step_rows=config.max_step_rows)
+
+    def step(self) -> tuple[list[Output], StepStats | None]:
+        """Compute one token for everyone who can take one."""
+        outputs = [Output(s, cancelled=True) for s in self.scheduler.cancelled()]
+        self._retire(outputs)
+        chosen = self.scheduler.schedule()
+        if not chosen:
+            return outputs, None
+        started = time.monotonic()
+        try:
+            produced = self._compute(chosen)
+        except Exception:  # NOTE: the worker loop. Whatever broke, every waiting caller gets an answer.
+            logger.exception("step_failed sequences=%d", len(chosen))
+            produced = [Output(s, error="The engine failed on this batch; try again.") for s, _ in chosen]
+        self._retire(produced)
+        stats = StepStats(
+            num_rows=sum(len(span.token_ids) for _, span in chosen),
+            num_models=len({span.slot for _, span in chosen}),
+            num_sampled=len(produced),
+            num_waiting=self.scheduler.num_waiting,
+            duration_s=time.monotonic() - started,
+        )
+        return outputs + produced, stats
+
+    def _retire(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            if output.is_last:
+                if output.finish_reason is None and output.sequence.kv_row >= 0:
+                    self.cache.clear(output.sequence.kv_row)
+                self.scheduler.remove(output.sequence)
+
+    def _compute(self, chosen: list[tuple[Sequence, Span]]) -> list[Output]:
+        batch = Batch.of([span for _, span in chosen], self.slab.num_slots, self.slab.device)
+        logits = forward(self.slab, self.cache, batch)
+        sampling: list[Sequence] = []
+        rows: list[int] = []
+        row = 0
+        for sequence, span in chosen:
+            count = len(span.token_ids) if span.wants_all_logits else int(span.wants_logits)
+            if span.wants_all_logits:
+                _note_prompt_logprobs(sequence, span, logits[row : row + count])
+            sequence.computed(len(span.token_ids))
+            row += count
+            if span.wants_logits:
+                sampling.append(sequence)
+                rows.append(row - 1)
+        if not sampling:
+            return []
+        wanted = logits if len(rows) == len(logits) else logits[rows]
+        sampled = sample(wanted, [s.sampling_row() for s in sampling])
+        return [s.append(result) for s, result in zip(sampling, sampled, strict=True)]
+
+
+def _note_prompt_logprobs(sequence: Sequence, span: Span, logits: Tensor) -> None:
+    """Record each prompt token's log-probability given what precedes it; `logits` are the span's rows."""
+    if span.past == 0:
+        sequence.prompt_infos.append(sequence.token_info(sequence.prompt_ids[0], None))
+    following = sequence.prompt_ids[span.past + 1 : span.past + 1 + len(logits)]
+    logprobs = torch.log_softmax(logits[: len(following)], -1)
+    for position, token in enumerate(following):
+        values, ids = logprobs[position].topk(sequence.top_logprobs)
+        top = list(zip(ids.tolist(), values.tolist(), strict=True))
+        sequence.prompt_infos.append(sequence.token_info(token, float(logprobs[position, token]), top))
+
+
+class Engine:
+    """Lanes and the thread that steps them. `on_outputs` and `on_step` are called from that thread."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_outputs: Callable[[list[Output]], None],
+        on_step: Callable[[StepStats], None] = lambda stats: None,
+    ) -> None:
+        self.config = config
+        self._on_outputs, self._on_step = on_outputs, on_step
+        self._lanes: dict[GPT2Shape, Lane] = {}
+        self._inbox: list[tuple[GPT2Shape, list[Sequence]]] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def model_bytes(self, shape: GPT2Shape, *, tied: bool) -> int:
+        """What a model will take in its slot."""
+        return weight_bytes(shape, self.config.dtype, tied=tied)
+
+    def load(self, shape: GPT2Shape, tensors: Mapping[str, Tensor]) -> Slot:
+        """Copy a model into a free slot. Blocks for the copy; other sequences go on. Any thread."""
+        with self._wake:
+            if shape not in self._lanes:
+                self._lanes[shape] = Lane(shape, self.config)
+            slab = self._lanes[shape].slab
+        index = slab.acquire()
+        try:
+            slab.write(index, tensors)
+        except BaseException:
+            slab.clear(index)
+            raise
+        return Slot(shape, index, self.model_bytes(shape, tied="lm_head.weight" not in tensors))
+
+    def unload(self, slot: Slot) -> None:
+        """Free a slot that no running sequence uses. Any thread."""
+        self._lanes[slot.shape].slab.clear(slot.index)
+
+    def submit(self, slot: Slot, sequences: Iterable[Sequence]) -> None:
+        """Start sequences at the next step; their outputs come through `on_outputs`. Any thread."""
+        with self._wake:
+            self._inbox.append((slot.shape, list(sequences)))
+            self._wake.notify()
+
+    def cancel(self, sequences: Iterable[Sequence]) -> None:
+        """Stop sequences before the next step; each still gets a last output. Any thread."""
+        with self._wake:
+            for sequence in sequences:
+                sequence.cancelled = True
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Stop the thread after the step under way; sequences that are left get no further output."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._take_inbox():
+            for lane in list(self._lanes.values()):
+                outputs, stats = lane.step()
+                if stats:
+                    self._on_step(stats)
+                if outputs:
+                    self._on_outputs(outputs)
+
+    def _take_inbox(self) -> bool:
+        """Wait for work and hand new sequences to their lanes; False when closing."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._inbox or not self._is_idle())
+            for shape, sequences in self._inbox:
+                self._lanes[shape].scheduler.add(sequences)
+            self._inbox.clear()
+            return not self._closing
+
+    def _is_idle(self) -> bool:
+        return all(lane.scheduler.is_idle for lane in self._lanes.values())
