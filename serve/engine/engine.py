@@ -27,6 +27,9 @@ from serve.shape import GPT2Shape
 logger = logging.getLogger(__name__)
 
 
+MAX_SLOTS = 4096  # of one shape: bounds what each step spends on slots that are not in it
+
+
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Sizes of the engine. `budget_bytes` bounds the slots of each shape; the pool bounds their sum."""
@@ -58,11 +61,16 @@ class StepStats:
     duration_s: float
 
 
+def slot_bytes(shape: GPT2Shape, config: EngineConfig, *, tied: bool) -> int:
+    """What a model takes of the budget: its weights, but no less than gives `MAX_SLOTS` slots."""
+    return max(weight_bytes(shape, config.dtype, tied=tied), config.budget_bytes // MAX_SLOTS)
+
+
 class Lane:
     """Everything of one shape, and its step."""
 
     def __init__(self, shape: GPT2Shape, config: EngineConfig) -> None:
-        num_slots = max(1, config.budget_bytes // weight_bytes(shape, config.dtype, tied=True))
+        num_slots = max(1, config.budget_bytes // slot_bytes(shape, config, tied=True))
         self.slab = build_slab(shape, num_slots, config.dtype, config.device)
         self.cache = KVCache(shape, config.max_sequences, config.dtype, config.device)
         self.scheduler = Scheduler(num_rows=config.max_sequences, max_step_rows=config.max_step_rows)
@@ -152,7 +160,7 @@ class Engine:
 
     def model_bytes(self, shape: GPT2Shape, *, tied: bool) -> int:
         """What a model will take in its slot."""
-        return weight_bytes(shape, self.config.dtype, tied=tied)
+        return slot_bytes(shape, self.config, tied=tied)
 
     def load(self, shape: GPT2Shape, tensors: Mapping[str, Tensor]) -> Slot:
         """Copy a model into a free slot. Blocks for the copy; other sequences go on. Any thread."""

@@ -1,0 +1,376 @@
+"""Requests to text in this process: store, pool and engine wired behind the `Generator` protocol.
+
+A request's way: locate the model (disk, else Hub) -> check the request against it, before anything is
+loaded -> lease its weights -> its sequences join the engine's running batch -> tokens flow back, coalesced
+-> the lease is released when the engine has let go of the last sequence. It knows nothing of HTTP or Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serve.engine.engine import Engine, EngineConfig, Slot, StepStats
+from serve.engine.sequence import Output, Sequence
+from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, RookeryError
+from serve.loader import EngineLoader, Facts
+from serve.metrics import Metrics
+from serve.pool.loader import Evicted, Lease, Loaded, LoadFailed, PoolEvent
+from serve.pool.pool import ModelPool
+from serve.settings import Settings
+from serve.store.hub import Hub
+from serve.store.revisions import Revision, Store
+from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
+
+logger = logging.getLogger(__name__)
+
+FLEDGLING = Path(__file__).parent / "training" / "fledgling"
+NEGATIVE_TTL_S = 60.0  # how long the Hub's "no such model" is believed
+
+
+def open_store(settings: Settings) -> Store:
+    """The store under the data folder, with the base that ships inside the project."""
+    return Store(settings.data, embedded={"fledgling": FLEDGLING})
+
+
+def open_hub(settings: Settings, store: Store) -> Hub:
+    """The Hub that `settings` name."""
+    return Hub(
+        store,
+        endpoint=settings.hub_endpoint or None,
+        token=settings.hub_token or None,
+        enabled=settings.hub_enabled,
+        deadline_s=settings.hub_deadline_s,
+    )
+
+
+class LocalGenerator:
+    """A `Generator` in this process; make it inside the event loop that will use it, and `close` it."""
+
+    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+        self._settings = settings
+        self._metrics = metrics or Metrics(part="engine")
+        self._loop = asyncio.get_running_loop()
+        self._store = open_store(settings)
+        self._hub = open_hub(settings, self._store)
+        self._fetches: dict[str, asyncio.Task[Revision]] = {}
+        self._missing: dict[str, tuple[float, RookeryError]] = {}  # id -> (believed until, reason)
+        config = engine_config(settings)
+        self._engine = Engine(config, on_outputs=self._on_outputs, on_step=self._on_step)
+        self._loader = EngineLoader(self._store, self._engine)
+        self._pool: ModelPool[Facts, Slot] = ModelPool(
+            self._loader,
+            budget_bytes=config.budget_bytes,
+            max_parallel_loads=settings.parallel_loads,
+            on_event=self._on_pool_event,
+        )
+        self._metrics.pool_budget_bytes.set(config.budget_bytes)
+        self._calls: dict[Sequence, _Call] = {}
+        self._draining: set[asyncio.Task[None]] = set()
+
+    # --- The Generator protocol -----------------------------------------------------------------------------
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
+        """Raises: ModelNotFound, ModelUnusable, InvalidRequest, Overloaded, ... before the first delta."""
+        arrived = time.monotonic()
+        revision, fetch_s = await self._locate(request.model_id)
+        key = f"{revision.model_id}@{revision.revision}"
+        facts = await asyncio.to_thread(self._loader.facts, key)
+        plans = await asyncio.to_thread(_plan, request, facts)
+        async with AsyncExitStack() as stack:
+            lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
+            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans])
+            self._calls.update(dict.fromkeys(call.sequences, call))
+            self._engine.submit(lease.slot, call.sequences)
+            try:
+                async for outputs in call.flushes(self._settings.flush_interval_s):
+                    yield _deltas(call, outputs, lease, arrived, fetch_s, facts)
+            finally:
+                if call.num_open:
+                    # The engine may be in a step with these sequences: their lease goes when it has let go of them.
+                    self._engine.cancel(call.sequences)
+                    self._release_when_done(call, stack.pop_all())
+
+    async def residents(self) -> list[Resident]:
+        residents = []
+        for model in self._pool.residents():
+            model_id, _, revision = model.key.partition("@")
+            tier = model.tier
+            residents.append(Resident(model_id, revision, tier, model.num_bytes, model.leases, model.idle_s))
+        return residents
+
+    async def forget(self, model_id: str) -> None:
+        self._missing.pop(model_id, None)
+        await self._pool.forget(lambda key: key.partition("@")[0] == model_id)
+
+    async def check_ready(self) -> None:
+        request = GenerationRequest(self._settings.base, ("",), {"max_new_tokens": 1, "ignore_eos": True})
+        async for deltas in self.generate(request):
+            for delta in deltas:
+                if delta.error:
+                    raise RookeryError(delta.error)
+
+    async def close(self) -> None:
+        """End what is running, free every slot, stop the threads."""
+        self._engine.cancel(list(self._calls))
+        await asyncio.gather(*self._draining)
+        await self._pool.close()
+        await asyncio.to_thread(self._engine.close)
+
+    def metrics_text(self) -> str:
+        """Prometheus exposition of this process's engine and pool."""
+        return self._metrics.render()
+
+    # --- Locating --------------------------------------------------------------------------------------------
+
+    async def _locate(self, model_id: str) -> tuple[Revision, float]:
+        """The model's newest revision, and the seconds it took to fetch it from the Hub (0: it was here)."""
+        try:
+            return await asyncio.to_thread(self._store.resolve, model_id), 0.0
+        except ModelNotFound:
+            if not self._settings.hub_enabled:
+                raise
+        started = time.monotonic()
+        believed_until, reason = self._missing.get(model_id, (0.0, None))
+        if reason is not None and started < believed_until:
+            raise type(reason)(reason.message, param=reason.param)
+        if model_id not in self._fetches:
+            # NOTE: the fetch belongs to nobody in particular: a caller who leaves does not stop it for the others.
+            task = self._fetches[model_id] = asyncio.create_task(asyncio.to_thread(self._hub.locate, model_id))
+            task.add_done_callback(lambda done: self._fetched(model_id, done))
+        return await asyncio.shield(self._fetches[model_id]), time.monotonic() - started
+
+    def _fetched(self, model_id: str, task: asyncio.Task[Revision]) -> None:
+        self._fetches.pop(model_id, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, RookeryError) and error.retry_after_s is None:
+            now = time.monotonic()
+            self._missing = (
+                {k: v for k, v in self._missing.items() if v[0] > now} if len(self._missing) < 10_000 else {}
+            )
+            self._missing[model_id] = (now + NEGATIVE_TTL_S, error)
+
+    # --- The engine's and the pool's events --------------------------------------------------------------------
+
+    def _on_outputs(self, outputs: list[Output]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, outputs)  # from the engine's thread: one call a step
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            self._calls[output.sequence].take(output)
+            if output.is_last:
+                del self._calls[output.sequence]
+
+    def _release_when_done(self, call: _Call, stack: AsyncExitStack) -> None:
+        async def release() -> None:
+            async with stack:
+                await call.done.wait()
+
+        task = asyncio.create_task(release())
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+
+    def _on_step(self, stats: StepStats) -> None:
+        self._metrics.batch_rows.observe(stats.num_rows)
+        self._metrics.batch_models.observe(stats.num_models)
+        self._metrics.step_duration.observe(stats.duration_s)
+        self._metrics.queue_depth.set(stats.num_waiting)
+
+    def _on_pool_event(self, event: PoolEvent) -> None:
+        match event:
+            case Loaded():
+                self._metrics.model_loads.labels(event.tier, "ok").inc()
+                self._metrics.model_load_duration.labels(event.tier).observe(event.load_s)
+            case LoadFailed():
+                self._metrics.model_loads.labels("none", "failed").inc()
+            case Evicted():
+                self._metrics.model_evictions.labels(event.reason).inc()
+        self._metrics.pool_resident_bytes.set(self._pool.used_bytes)
+        self._metrics.pool_resident_models.set(len(self._pool.residents()))
+
+
+class _Call:
+    """The sequences of one request, and their outputs until the request's coroutine fetches them."""
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self.sequences = sequences
+        self.index = {sequence: i for i, sequence in enumerate(sequences)}
+        self.num_open = len(sequences)
+        self.done = asyncio.Event()
+        self.unseen = set(sequences)  # those of which no delta was sent yet
+        self._fresh: list[Output] = []
+        self._changed = asyncio.Event()
+
+    def take(self, output: Output) -> None:
+        """On the event loop, as the engine's outputs come in."""
+        self._fresh.append(output)
+        self._changed.set()
+        if output.is_last:
+            self.num_open -= 1
+            if not self.num_open:
+                self.done.set()
+
+    async def flushes(self, interval_s: float) -> AsyncIterator[list[Output]]:
+        """Outputs as they come: the first at once, then together, at most every `interval_s`."""
+        flushed_at = float("-inf")
+        while self.num_open or self._fresh:
+            await self._changed.wait()
+            wait_s = flushed_at + interval_s - time.monotonic()
+            if wait_s > 0 and not self.done.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.done.wait(), wait_s)
+            outputs, self._fresh = self._fresh, []
+            self._changed.clear()
+            flushed_at = time.monotonic()
+            yield outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One sequence of a request, checked and ready for a slot."""
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    index: int
+
+    def sequence(self, request: GenerationRequest, facts: Facts, slot: Slot) -> Sequence:
+        return Sequence(
+            slot=slot.index,
+            prompt_ids=self.prompt_ids,
+            params=self.params,
+            vocabulary=facts.vocabulary,
+            seed=request.seed,
+            choice=self.index,
+            top_logprobs=request.top_logprobs,
+            prompt_logprobs=request.prompt_logprobs,
+        )
+
+
+def _plan(request: GenerationRequest, facts: Facts) -> list[_Plan]:
+    """Check a request against its model and resolve its parameters. Raises: InvalidRequest."""
+    for token, _ in request.sampling.get("logit_bias", ()):
+        if not 0 <= token < facts.shape.vocab_size:
+            message = f"'logit_bias' names token {token}; this model's tokens are 0 to {facts.shape.vocab_size - 1}."
+            raise InvalidRequest(message, param="logit_bias")
+    plans = []
+    for number, prompt in enumerate(request.prompts):
+        ids = _encode(prompt, request, facts)
+        params = _resolve(request, facts, len(ids))
+        plans += [_Plan(ids, params, number * request.num_choices + choice) for choice in range(request.num_choices)]
+    return plans
+
+
+def _encode(prompt: str | tuple[int, ...], request: GenerationRequest, facts: Facts) -> tuple[int, ...]:
+    vocabulary, shape = facts.vocabulary, facts.shape
+    if isinstance(prompt, str):
+        bos = request.add_bos or facts.defaults.prefix == "<|endoftext|>"
+        ids = [vocabulary.eos_id] * bos + vocabulary.encode(prompt)
+    else:
+        ids = list(prompt)
+        if not all(0 <= token < shape.vocab_size for token in ids):
+            message = f"The prompt has a token id outside this model's vocabulary (0 to {shape.vocab_size - 1})."
+            raise InvalidRequest(message, param="prompt")
+    if request.truncate is not None:
+        ids = ids[-request.truncate :]
+    return tuple(ids) or (vocabulary.eos_id,)
+
+
+def _resolve(request: GenerationRequest, facts: Facts, num_prompt_tokens: int) -> SamplingParams:
+    """The model's own defaults, then what the request says, within the model's context."""
+    defaults, room = facts.defaults, facts.shape.n_positions - num_prompt_tokens
+    asked = request.sampling.get("max_new_tokens")
+    if room < 1 or (asked is not None and asked > room):
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {facts.shape.n_positions} tokens. However, the prompt has "
+            f"{num_prompt_tokens} tokens and {1 if asked is None else asked} new tokens were requested. Shorten the "
+            "prompt, or ask for fewer tokens.",
+            param="prompt",
+        )
+    values: dict[str, Any] = {"min_new_tokens": max(0, defaults.min_length - num_prompt_tokens)}
+    values |= defaults.sampling | request.sampling
+    if asked is None:
+        longest = values.get("max_new_tokens") or (defaults.max_length or 160) - num_prompt_tokens
+        values["max_new_tokens"] = max(1, min(longest, room))
+    return replace(SamplingParams(), **values)
+
+
+def _deltas(
+    call: _Call, outputs: Iterable[Output], lease: Lease[Slot], arrived: float, fetch_s: float, facts: Facts
+) -> list[Delta]:
+    """One delta for each sequence that has something new."""
+    by_sequence: dict[Sequence, list[Output]] = {}
+    for output in outputs:
+        by_sequence.setdefault(output.sequence, []).append(output)
+    deltas = []
+    for sequence, news in by_sequence.items():
+        last, prompt = news[-1], None
+        if sequence in call.unseen:
+            call.unseen.discard(sequence)
+            tier: Tier = "hub" if fetch_s else lease.tier
+            prompt = _prompt_info(sequence, news, tier, arrived, fetch_s + lease.load_s, facts)
+        deltas.append(
+            Delta(
+                index=call.index[sequence],
+                text="".join(output.text for output in news),
+                tokens=tuple(output.token for output in news if output.token),
+                finish_reason=last.finish_reason,
+                error="The generation was stopped." if last.cancelled else last.error,
+                prompt=prompt,
+            )
+        )
+    return deltas
+
+
+def _prompt_info(
+    sequence: Sequence, news: list[Output], tier: Tier, arrived: float, load_s: float, facts: Facts
+) -> PromptInfo:
+    return PromptInfo(
+        text=facts.vocabulary.decode(sequence.prompt_ids),
+        num_tokens=len(sequence.prompt_ids),
+        tier=tier,
+        queue_s=(sequence.first_step_at or time.monotonic()) - arrived,
+        load_s=load_s,
+        tokens=tuple(token for output in news for token in output.prompt_tokens),
+    )
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Device, precision and sizes that suit this machine where `settings` leave them open."""
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_cuda else "cpu")
+    if not use_cuda and settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.dtype == "auto":
+        dtype = torch.bfloat16 if use_cuda or _cpu_multiplies_bfloat16() else torch.float32
+    else:
+        dtype = getattr(torch, settings.dtype)
+    return EngineConfig(
+        device=device,
+        dtype=dtype,
+        budget_bytes=settings.memory_bytes or _free_bytes(device) // 2,
+        max_sequences=settings.max_sequences,
+        max_step_rows=settings.max_step_rows,
+    )
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses now, on the device or within this process's limits."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return available if text == "max" else min(available, int(text))

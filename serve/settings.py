@@ -1,0 +1,82 @@
+"""Every knob, read once from `ROOKERY_*` variables. Defaults run on a laptop.
+
+An unknown or malformed variable stops the start and names itself: a typo must not run with defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "ROOKERY_"
+
+
+class BadSetting(ValueError):
+    """A variable that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One field a variable: `data` is ``ROOKERY_DATA``. Empty text or 0 means: choose by the machine."""
+
+    data: Path = Path(".rookery")  # models, uploads, database
+    base: str = "fledgling"  # the base model of new bots, and of requests that name none
+    database_url: str = ""  # "": SQLite under `data`
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "auto"  # auto | bfloat16 | float32
+    memory_bytes: int = 0  # for weights; 0: half of the memory that is free at the start
+    max_sequences: int = 64  # texts that one replica generates at once
+    max_step_rows: int = 128
+    threads: int = 0  # of the engine; 0: all cores
+    flush_interval_s: float = 0.025  # tokens of a stream are sent together this often
+    lease_timeout_s: float = 120.0  # longest wait for a model's weights
+    parallel_loads: int = 2
+    hub_enabled: bool = True
+    hub_endpoint: str = ""  # "": the public Hub, or HF_ENDPOINT
+    hub_token: str = ""
+    hub_deadline_s: float = 600.0
+    trainer_threads: int = 0  # of a training process; 0: all cores
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Raises: BadSetting."""
+        environ = os.environ if environ is None else environ
+        kinds = {f.name: f.type for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in environ.items():
+            if not variable.startswith(PREFIX):
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in kinds:
+                known = ", ".join(PREFIX + field.upper() for field in kinds)
+                raise BadSetting(f"{variable} is not a setting. The settings are: {known}.")
+            values[name] = _parse(variable, text, str(kinds[name]))
+        settings = cls(**values)
+        _check_choice("device", settings.device, ("auto", "cpu", "cuda"))
+        _check_choice("dtype", settings.dtype, ("auto", "bfloat16", "float32"))
+        return settings
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that give these settings again, in another process."""
+        return {PREFIX + f.name.upper(): str(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def sql_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data.absolute() / 'rookery.db'}"
+
+
+def _parse(variable: str, text: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
+    except (KeyError, ValueError) as exc:
+        raise BadSetting(f"{variable}={text[:80]!r} is not a {kind}.") from exc
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise BadSetting(f"{PREFIX}{name.upper()}={value[:80]!r} is not one of {', '.join(choices)}.")

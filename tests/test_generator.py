@@ -1,0 +1,159 @@
+"""The generator as a whole, without HTTP: real folders, real engine, real pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, ModelUnusable
+from serve.generator import LocalGenerator
+from serve.settings import Settings
+from serve.types import Delta, GenerationRequest
+from tests.fakes.models import write_tiny_gpt2
+
+NUM_MODELS = 5
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for i in range(NUM_MODELS):
+        write_tiny_gpt2(tmp_path / "models" / "test" / f"m{i}", seed=i)
+    return tmp_path
+
+
+def settings(data: Path, **changes: Any) -> Settings:
+    return Settings(data=data, base="test/m0", dtype="float32", memory_bytes=1 << 30, hub_enabled=False, **changes)
+
+
+@pytest.fixture
+async def generator(data: Path) -> AsyncIterator[LocalGenerator]:
+    generator = LocalGenerator(settings(data))
+    yield generator
+    await generator.close()
+
+
+async def collect(generator: LocalGenerator, request: GenerationRequest) -> list[list[Delta]]:
+    """Deltas by sequence index."""
+    found: dict[int, list[Delta]] = {}
+    async for deltas in generator.generate(request):
+        for delta in deltas:
+            found.setdefault(delta.index, []).append(delta)
+    return [found[i] for i in sorted(found)]
+
+
+def text(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+async def test_greedy_texts_of_five_models_at_once_are_those_of_transformers(
+    generator: LocalGenerator, data: Path
+) -> None:
+    sampling: Any = {"temperature": 0, "max_new_tokens": 16}
+    requests = [GenerationRequest(f"test/m{i}", ("My dream is",), sampling) for i in range(NUM_MODELS)]
+    results = await asyncio.gather(*(collect(generator, request) for request in requests))
+    for i, (sequence,) in enumerate(results):
+        folder = data / "models" / "test" / f"m{i}"
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        inputs = tokenizer("My dream is", return_tensors="pt")
+        with torch.inference_mode():
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=16, pad_token_id=0)[0]
+        new = ids[inputs.input_ids.shape[1] :]
+        assert text(sequence) == tokenizer.decode(new, skip_special_tokens=True)
+        assert sequence[-1].finish_reason in ("length", "stop")
+
+
+async def test_the_first_delta_tells_of_the_prompt_and_where_the_weights_were(generator: LocalGenerator) -> None:
+    request = GenerationRequest("test/m1", ("My dream is",), {"max_new_tokens": 3}, num_choices=2)
+    cold = await collect(generator, request)
+    warm = await collect(generator, request)
+    for sequence in cold + warm:
+        assert sequence[0].prompt is not None and sequence[0].prompt.text == "My dream is"
+        assert all(delta.prompt is None for delta in sequence[1:])
+    assert cold[0][0].prompt is not None and cold[0][0].prompt.tier in ("host", "disk")
+    assert warm[0][0].prompt is not None and warm[0][0].prompt.tier == "device"
+    assert [text(s) for s in cold] == [text(s) for s in warm]  # the same seed gives the same texts
+    assert text(cold[0]) != text(cold[1])
+
+
+async def test_an_unknown_model_is_not_found_and_nothing_is_evicted(generator: LocalGenerator) -> None:
+    await collect(generator, GenerationRequest("test/m1", ("a",), {"max_new_tokens": 1}))
+    for name in ("test/none", "../../etc/passwd", "a/b/c", ""):
+        with pytest.raises(ModelNotFound):
+            await collect(generator, GenerationRequest(name, ("a",)))
+    assert [r.model_id for r in await generator.residents()] == ["test/m1"]
+
+
+async def test_bad_requests_are_refused_before_anything_is_loaded(generator: LocalGenerator) -> None:
+    with pytest.raises(ContextLengthExceeded, match="maximum context length is 64"):
+        await collect(generator, GenerationRequest("test/m2", ("word " * 100,)))
+    with pytest.raises(ContextLengthExceeded):
+        await collect(generator, GenerationRequest("test/m2", ("a",), {"max_new_tokens": 64}))
+    with pytest.raises(InvalidRequest, match="logit_bias"):
+        await collect(generator, GenerationRequest("test/m2", ("a",), {"logit_bias": ((512, 1.0),)}))
+    with pytest.raises(InvalidRequest, match="vocabulary"):
+        await collect(generator, GenerationRequest("test/m2", ((1, 2, 512),)))
+    assert await generator.residents() == []
+
+
+async def test_a_folder_that_is_no_gpt2_is_refused_with_what_was_found(generator: LocalGenerator, data: Path) -> None:
+    folder = write_tiny_gpt2(data / "models" / "test" / "llama")
+    config = (folder / "config.json").read_text().replace('"gpt2"', '"llama"')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ModelUnusable, match="llama"):
+        await collect(generator, GenerationRequest("test/llama", ("a",)))
+
+
+async def test_leaving_early_frees_the_weights_and_the_place_in_the_batch(generator: LocalGenerator) -> None:
+    request = GenerationRequest("test/m3", ("a",), {"max_new_tokens": 60, "ignore_eos": True}, num_choices=4)
+    stream = generator.generate(request)
+    await anext(stream)
+    await stream.aclose()  # type: ignore[attr-defined]
+    for _ in range(200):
+        (resident,) = await generator.residents()
+        if resident.leases == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert resident.leases == 0
+    assert generator._calls == {}
+
+
+async def test_more_models_than_fit_take_turns(data: Path) -> None:
+    generator = LocalGenerator(settings(data, max_sequences=8))
+    await collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
+    one_model = (await generator.residents())[0].num_bytes
+    await generator.close()
+    small = LocalGenerator(Settings(data=data, base="test/m0", dtype="float32", hub_enabled=False,
+                                    memory_bytes=2 * max(one_model, 120_000), max_sequences=8))  # fmt: skip
+    requests = [GenerationRequest(f"test/m{i % NUM_MODELS}", ("a",), {"max_new_tokens": 5}) for i in range(20)]
+    results = await asyncio.wait_for(asyncio.gather(*(collect(small, request) for request in requests)), 60)
+    assert all(sequence[-1].finish_reason for (sequence,) in results)
+    assert len(await small.residents()) <= 2
+    await small.close()
+
+
+async def test_a_replaced_folder_is_served_anew_without_a_restart(generator: LocalGenerator, data: Path) -> None:
+    request = GenerationRequest("test/m4", ("My dream is",), {"temperature": 0, "max_new_tokens": 16})
+    before = text((await collect(generator, request))[0])
+    write_tiny_gpt2(data / "models" / "test" / "m4", seed=77)
+    after = text((await collect(generator, request))[0])
+    assert after != before  # two random models agree on 16 greedy tokens with odds below 1e-20
+
+
+async def test_ready_means_a_token_was_really_generated(generator: LocalGenerator) -> None:
+    await generator.check_ready()
+    assert [r.model_id for r in await generator.residents()] == ["test/m0"]
+
+
+async def test_the_seed_and_index_decide_the_text_not_the_company(generator: LocalGenerator) -> None:
+    request = GenerationRequest("test/m0", ("My dream is",), {"max_new_tokens": 12, "ignore_eos": True}, seed=5)
+    (alone,) = await collect(generator, request)
+    others = [GenerationRequest(f"test/m{i % 5}", ("x",), {"max_new_tokens": 20}, seed=i) for i in range(10)]
+    (together,), *_ = await asyncio.gather(*(collect(generator, r) for r in [request, *others]))
+    assert text(together) == text(alone)
