@@ -17,8 +17,9 @@ from serve.errors import InvalidRequest, ModelNotFound
 
 T = TypeVar("T")
 
-# One part of an id: the Hub's own rule (huggingface_hub.utils.validate_repo_id), which X handles satisfy.
-_ID_PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}", re.ASCII)
+# One part of an id: the Hub's own rule (huggingface_hub.utils.validate_repo_id), which X handles satisfy:
+# they may begin and end with '_', and the Hub's word boundary counts '_' as a letter.
+_ID_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", re.ASCII)
 
 FinishReason = Literal["stop", "length", "stop_sequence"]
 """`stop`: the model ended the text itself; `length`: max_new_tokens; `stop_sequence`: a stop string."""
@@ -31,7 +32,7 @@ Tier = Literal["device", "host", "disk", "hub"]
 class ModelId:
     """`[namespace/]name[@revision]`; `str()` gives the canonical form without the revision.
 
-    Ids that never become a path unchecked: each part is ASCII, starts with a letter or digit, has no
+    Ids that never become a path unchecked: each part is ASCII, starts with a letter, digit or '_', has no
     `..` or `--`, does not end in `.` or `-`, and does not end with `.git` (Source: validate_repo_id).
     """
 
@@ -144,6 +145,7 @@ class PromptInfo:
     queue_s: float  # from arrival to the first step, loading included
     load_s: float  # waiting for the weights; 0 when resident
     tokens: tuple[TokenInfo, ...] = ()  # only with prompt_logprobs
+    revision: str = ""  # of the model that answers; "" where it is not known
 
 
 @dataclass(frozen=True, slots=True)

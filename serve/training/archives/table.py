@@ -1,0 +1,174 @@
+"""CSV of any making: delimiter, column names, encoding and line ends are found out.
+
+Knows the columns of the API's, Excel's, GetOldTweets', snscrape's, twarc's, twint's and Twitter's own tables.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TextIO
+
+from serve.errors import BadUpload
+from serve.training.archives.archive import Archive, Collector, Post, the_only
+from serve.training.archives.json_stream import as_text
+from serve.training.archives.tweets import RETWEET_START, as_handle, parse_time, post_id
+from serve.training.archives.upload import Upload, read_lines
+
+_DELIMITERS = ",;\t|"
+# Names without case, blanks and punctuation; best first, since a table may have both `full_text` and `text`.
+_TEXT = ("fulltext", "text", "tweettext", "rawcontent", "content", "tweet", "tweetcontent", "body")
+_ID = ("idstr", "tweetid", "id", "statusid", "tweetidstr")
+_TIME = ("createdat", "timestamp", "datetime", "date", "time", "tweetcreatedat")
+_HANDLE = ("username", "screenname", "handle", "userscreenname", "authorusername", "userusername", "user", "author")
+_RETWEET_FLAGS = ("isretweet", "retweeted", "retweet")
+_RETWEET_OF = ("retweetedstatusid", "retweetedstatus", "referencedtweetsretweetedid", "retweetid")
+_YES = ("true", "t", "yes", "y")
+_NOTHING = ("", "nan", "none", "null", "na", "false", "0")
+_MAX_COLUMN_NAME_CHARS = 60
+
+_BYTES_LITERAL = re.compile(r"""b(['"])(.*)\1""", re.DOTALL | re.ASCII)
+_BYTES_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_ESCAPED_CONTROLS = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
+_BARE_PICTURE_LINK = re.compile(r"…?(?<!/)(?=pic\.twitter\.com/\w)")
+_GLUED_LINK = re.compile(r"(?<=\S)(?=https?://)")
+
+
+class Table:
+    """Delimited text with a first line of column names."""
+
+    expects = "CSV with a column named 'text' or 'full_text'"
+
+    def recognises(self, upload: Upload) -> bool:
+        if upload.members is not None:
+            return False
+        if upload.extension in (".csv", ".tsv"):
+            return True
+        # A line of prose may have the word "text" between two commas; a header has an id, a date or a user beside it.
+        columns = _find_columns(next(iter(io.StringIO(upload.head_text, newline=None)), ""))
+        return columns is not None and (columns.id, columns.time, columns.handle) != (None, None, None)
+
+    def read(self, upload: Upload) -> Archive:
+        """Raises: BadUpload."""
+        collector = Collector(upload.name)
+        with upload.open_text() as text:
+            handle = read_table(text, upload.name, collector)
+        posts, left_out = collector.finish()
+        return Archive(handle, None, "csv", posts, left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where in a row to find what, and the delimiter between."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    text: int
+    id: int | None
+    time: int | None
+    handle: int | None
+
+    @property
+    def is_scraped_page(self) -> bool:
+        """GetOldTweets read web pages, where links are glued to the word before."""
+        return "permalink" in self.names
+
+
+def read_table(text: TextIO, name: str, collector: Collector) -> str | None:
+    """Adds each row's post; gives the handle if the rows name one account. Raises: BadUpload."""
+    first_line = text.readline(2**16).removeprefix("\ufeff")
+    columns = _find_columns(first_line)
+    if columns is None:
+        raise BadUpload(
+            f"{name} is read as CSV, but none of its columns is named 'text', 'full_text', 'tweet' or 'content' "
+            "in the first line.",
+            param="file",
+        )
+    handles: dict[str, None] = {}
+    for row in _rows(text, columns.delimiter, name):
+        cell = as_text(_cell(row, columns.text, columns))
+        if cell is None:
+            collector.leave_out("no_text")
+            continue
+        if handle := as_handle(_cell(row, columns.handle, columns)):
+            handles[handle] = None
+        collector.add(_to_post(row, cell, columns))
+    return the_only(handles)
+
+
+def _find_columns(first_line: str) -> Columns | None:
+    """By the delimiter that gives a text column and the most columns."""
+    found = []
+    for delimiter in _DELIMITERS:
+        try:
+            header = next(csv.reader([first_line], delimiter=delimiter), [])
+        except csv.Error:
+            continue
+        names = tuple(re.sub(r"[\W_]", "", cell.lower()) for cell in header)
+        text = _position(names, _TEXT)
+        if text is not None and max(map(len, header)) <= _MAX_COLUMN_NAME_CHARS:
+            found.append(
+                Columns(
+                    delimiter, names, text, _position(names, _ID), _position(names, _TIME), _position(names, _HANDLE)
+                )
+            )
+    return max(found, key=lambda columns: len(columns.names), default=None)
+
+
+def _position(names: tuple[str, ...], wanted: tuple[str, ...]) -> int | None:
+    return next((names.index(name) for name in wanted if name in names), None)
+
+
+def _rows(text: TextIO, delimiter: str, name: str) -> Iterator[list[str]]:
+    reader = csv.reader(read_lines(text, name), delimiter=delimiter)
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error as exc:  # above all a quote that is never closed, which would swallow the rest
+        raise BadUpload(f"{name} is not a sound CSV near line {reader.line_num + 1:,}: {exc}.", param="file") from exc
+
+
+def _cell(row: list[str], position: int | None, columns: Columns) -> str:
+    """Rows may be ragged: too short (Twitter's own), or too long where the text comes last and is not quoted."""
+    if position is None or position >= len(row):
+        return ""
+    if position == columns.text == len(columns.names) - 1:
+        return columns.delimiter.join(row[position:])
+    return row[position]
+
+
+def _to_post(row: list[str], cell: str, columns: Columns) -> Post:
+    text = _decode_bytes_literal(cell)
+    if columns.is_scraped_page or "pic.twitter.com/" in text:
+        text = _GLUED_LINK.sub(" ", _BARE_PICTURE_LINK.sub(" https://", text))
+    return Post(
+        id=post_id(_cell(row, columns.id, columns)),
+        text=text,
+        is_retweet=text.startswith(RETWEET_START) or _is_marked_retweet(row, columns),
+        created_at=parse_time(_cell(row, columns.time, columns)),
+    )
+
+
+def _is_marked_retweet(row: list[str], columns: Columns) -> bool:
+    marks = {name: cell.strip().lower() for name, cell in zip(columns.names, row, strict=False)}
+    if "idstr" in marks:
+        marks.pop("retweeted", None)  # as in JSON: beside an id_str it means "by the account that asked"
+    return (
+        any(marks.get(name) in _YES for name in _RETWEET_FLAGS)
+        or marks.get("isretweet") == "1"
+        or any(marks.get(name, "") not in _NOTHING for name in _RETWEET_OF)
+    )
+
+
+def _decode_bytes_literal(cell: str) -> str:
+    """`b'caf\\xc3\\xa9'`, which Python 2 habits leave in files, as text."""
+    match = _BYTES_LITERAL.fullmatch(cell)
+    if match is None or not cell.isascii():
+        return cell
+
+    def unescape(escape: re.Match[bytes]) -> bytes:
+        return bytes([int(escape[1], 16)]) if escape[1] else _ESCAPED_CONTROLS.get(escape[2], escape[2])
+
+    return _BYTES_ESCAPE.sub(unescape, match[2].encode("ascii")).decode("utf-8", "replace")

@@ -1,0 +1,178 @@
+"""The archive that X gives its users, as a zip: 2018 to today.
+
+Opens tweets, note tweets, the lists of deleted and community tweets, and the account's name; nothing else. Likes
+(other people's texts) and direct messages are never opened.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from serve.errors import BadUpload
+from serve.training.archives.archive import Archive, Collector, Post, unescape
+from serve.training.archives.json_stream import as_mapping, as_text, read_assigned_values
+from serve.training.archives.tweets import (
+    as_display_name,
+    as_handle,
+    parse_time,
+    post_id,
+    to_post,
+    unwrap,
+    versions_of,
+)
+from serve.training.archives.upload import Upload, ZipMembers
+
+# Exact names, since deleted-tweets.js, tweet-headers.js and community-tweet.js lie beside them. In the zip's top
+# (2018-19), in data/ (2020 on), or in a folder that a user has zipped again.
+_PARTS = re.compile(r"tweets?(?:-part\d+)?\.js")
+_TWEETS = re.compile(rf"(?P<base>(?:[^/]+/)?(?:data/)?){_PARTS.pattern}")
+_NOTES = re.compile(r"note-tweets?(?:-part\d+)?\.js")
+_DELETED = re.compile(r"deleted-tweets?(?:-part\d+)?\.js")
+_COMMUNITY = re.compile(r"community-tweets?(?:-part\d+)?\.js")
+
+_LINK = re.compile(r"https?://\S+")
+_NOTE_CLOCK_SLACK = timedelta(seconds=2)  # a note and its tweet carry clocks of their own
+_MAX_CANDIDATES = 100  # tweets of one person within the slack; more are made up
+
+
+class XArchive:
+    """data/tweets.js and parts (2022 on), data/tweet.js (2020-22), tweet.js with bare objects (2018-19)."""
+
+    expects = "an X archive (a zip with data/tweets.js)"
+
+    def recognises(self, upload: Upload) -> bool:
+        return upload.members is not None and any(map(_TWEETS.fullmatch, upload.members.names))
+
+    def read(self, upload: Upload) -> Archive:
+        """Raises: BadUpload."""
+        assert upload.members is not None, "recognises() has seen a zip"
+        members, name = upload.members, upload.name
+        base = _find_base(members, name)
+        collector = Collector(name)
+        deleted_ids = _read_deleted(members, base, collector)
+        for _ in _records(members, base, _COMMUNITY):
+            collector.leave_out("community")
+        _read_tweets(members, base, deleted_ids, collector)
+        posts, left_out = collector.finish()
+        posts = attach_notes(posts, list(_read_notes(members, base, collector)))
+        handle, display_name = _read_owner(members, base)
+        return Archive(handle, display_name, "x-archive", posts, left_out)
+
+
+def _find_base(members: ZipMembers, name: str) -> str:
+    bases = {match["base"] for match in map(_TWEETS.fullmatch, members.names) if match}
+    if len(bases) > 1:
+        raise BadUpload(f"{name} has tweets in {len(bases)} folders; upload one archive at a time.", param="file")
+    return bases.pop()
+
+
+def _records(members: ZipMembers, base: str, pattern: re.Pattern[str]) -> Iterator[Mapping[str, Any]]:
+    for member in members.names:
+        if member.startswith(base) and pattern.fullmatch(member.removeprefix(base)):
+            with members.open_text(member) as text:
+                for record in read_assigned_values(text, f"'{member.removeprefix(base)}'"):
+                    yield as_mapping(record)
+
+
+def _read_deleted(members: ZipMembers, base: str, collector: Collector) -> set[str]:
+    deleted_ids = set()
+    for record in _records(members, base, _DELETED):
+        deleted_ids.add(_id_of(unwrap(record)) or "")
+        collector.leave_out("deleted")
+    return deleted_ids
+
+
+def _read_tweets(members: ZipMembers, base: str, deleted_ids: set[str], collector: Collector) -> None:
+    for record in _records(members, base, _PARTS):
+        tweet = unwrap(record)
+        post = to_post(tweet)
+        if post is None:
+            collector.leave_out("no_text")
+        elif post.id in deleted_ids:
+            continue  # counted with the deleted ones
+        elif "deleted_at" in tweet:
+            collector.leave_out("deleted")
+        elif "community_id" in tweet or "community_id_str" in tweet:
+            collector.leave_out("community")
+        else:
+            collector.add(post, versions_of(tweet))
+
+
+def _id_of(tweet: Mapping[str, Any]) -> str | None:
+    return post_id(tweet.get("id_str")) or post_id(tweet.get("id"))
+
+
+def _read_owner(members: ZipMembers, base: str) -> tuple[str | None, str | None]:
+    """account.js, else manifest.js. Of account.js, which has an e-mail address, only two names are taken."""
+    for member, key, handle_key, name_key in (
+        ("account.js", "account", "username", "accountDisplayName"),
+        ("manifest.js", "userInfo", "userName", "displayName"),
+    ):
+        if base + member in members:
+            for record in _records(members, base, re.compile(re.escape(member))):
+                owner = as_mapping(record.get(key))
+                if handle := as_handle(owner.get(handle_key)):
+                    return handle, as_display_name(owner.get(name_key))
+    return None, None
+
+
+# --- Long tweets --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """The whole text of a long tweet. It does not say of which tweet, and it is not HTML-escaped."""
+
+    text: str
+    created_at: datetime
+
+
+def _read_notes(members: ZipMembers, base: str, collector: Collector) -> Iterator[Note]:
+    for record in _records(members, base, _NOTES):
+        note = as_mapping(record.get("noteTweet"))
+        text = as_text(as_mapping(note.get("core")).get("text"))
+        created_at = parse_time(as_text(note.get("createdAt")))
+        if text and created_at:
+            collector.reserve(len(text))
+            yield Note(text, created_at)
+
+
+def attach_notes(posts: tuple[Post, ...], notes: list[Note]) -> tuple[Post, ...]:
+    """Puts each note in the place of the tweet that has its beginning and its time.
+
+    A thread may be posted within a second, so of all tweets that fit by time the longest beginning wins.
+    """
+    if not notes:
+        return posts
+    # (time, index, what the tweet shows of its note)
+    own = sorted(
+        (post.created_at, index, _beginning(post))
+        for index, post in enumerate(posts)
+        if post.created_at and not post.is_retweet
+    )
+    whole: dict[int, Post] = {}
+    for note in notes:
+        first = bisect_left(own, (note.created_at - _NOTE_CLOCK_SLACK,))
+        body = _without_links(note.text)
+        best, best_length = None, 0
+        for created_at, index, beginning in own[first : first + _MAX_CANDIDATES]:
+            fits = created_at - note.created_at <= _NOTE_CLOCK_SLACK and body.startswith(beginning)
+            if fits and len(beginning) > best_length and index not in whole:
+                best, best_length = index, len(beginning)
+        if best is not None:
+            whole[best] = replace(posts[best], text=note.text, escaped=False)
+    return tuple(whole.get(index, post) for index, post in enumerate(posts))
+
+
+def _beginning(post: Post) -> str:
+    """No links (the tweet's own, a picture's), no ellipsis, plain characters."""
+    return _without_links(unescape(post.text)).removesuffix("…").rstrip()
+
+
+def _without_links(text: str) -> str:
+    return " ".join(_LINK.sub("", text).split())

@@ -1,0 +1,463 @@
+"""Each trap of the formats that users really have, on small archives made here."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.errors import BadUpload
+from serve.training.archives import IMPORTERS, Archive, Importer, read_archive
+from serve.training.archives.json_stream import read_values
+from serve.training.archives.tweets import parse_time
+from serve.training.clean import clean
+from tests.training.archive_files import account, note, script, tweet, wrapped, write_lines, write_zip, x_zip
+
+
+def texts(archive: Archive) -> list[str]:
+    return [post.text for post in archive.posts]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# --- X, 2020 to today ---------------------------------------------------------------------------------------
+
+
+def test_an_x_archive_gives_its_tweets_and_its_owners_names(tmp_path: Path) -> None:
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "one &amp; two"), tweet(2, "RT @bob: hello…")]))
+    assert (archive.handle, archive.display_name, archive.format) == ("Ada_L", "Ada & Co", "x-archive")
+    assert texts(archive) == ["one &amp; two", "RT @bob: hello…"]
+    assert [post.is_retweet for post in archive.posts] == [False, True]
+    assert archive.posts[0].created_at == datetime(2024, 11, 9, 12, 0, 1, tzinfo=UTC)
+
+
+def test_every_importer_keeps_the_protocol() -> None:
+    importers: tuple[Importer, ...] = IMPORTERS
+    assert all(importer.expects for importer in importers)
+
+
+def test_parts_are_read_together_and_a_tweet_in_two_parts_counts_once(tmp_path: Path) -> None:
+    parts = {"data/tweets-part1.js": script("tweets.part1", wrapped(tweet(1, "first"), tweet(2, "second")))}
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "first")], parts))
+    assert texts(archive) == ["first", "second"]
+    assert archive.left_out == {"duplicate": 1}
+
+
+def test_files_whose_names_only_resemble_tweets_are_not_tweets(tmp_path: Path) -> None:
+    other = wrapped(tweet(9, "CANARY of another kind"))
+    beside = {
+        f"data/{name}.js": script("x.part0", other)
+        for name in ("like", "direct-messages", "tweet-headers", "tweets-old", "mytweets", "tweets-part", "ad-tweets")
+    }
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside))
+    assert texts(archive) == ["mine"]
+    assert archive.left_out == {}
+
+
+def test_private_members_are_never_opened(tmp_path: Path) -> None:
+    # Were one of them opened, it would be refused: they are no JavaScript at all.
+    names = ("like", "direct-messages", "direct-messages-group", "phone-number", "ip-audit", "manifest", "profile")
+    beside: dict[str, str | bytes] = {f"data/{name}.js": b"\xff\x00 not a script" for name in names}
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside))) == ["mine"]
+
+
+def test_deleted_and_community_tweets_are_counted_and_left_out(tmp_path: Path) -> None:
+    beside = {
+        "data/deleted-tweets.js": script("deleted_tweets.part0", wrapped(tweet(5, "gone", deleted_at="x"))),
+        "data/deleted-tweet-headers.js": script("deleted_tweet_headers.part0", wrapped({"tweet_id": "5"})),
+        "data/community-tweet.js": script("community_tweet.part0", wrapped(tweet(6, "inside"))),
+    }
+    tweets = [
+        tweet(1, "mine"),
+        tweet(5, "gone"),
+        tweet(7, "also gone", deleted_at="x"),
+        tweet(8, "in", community_id="1"),
+    ]
+    archive = read_archive(x_zip(tmp_path / "x.zip", tweets, beside))
+    assert texts(archive) == ["mine"]
+    assert archive.left_out == {"deleted": 2, "community": 2}
+
+
+def edited(number: int, text: str, versions: list[int], *, later: bool) -> dict[str, Any]:
+    control = {"editTweetIds": [str(10**18 + version) for version in versions]}
+    info = {"edit": {"initialTweetId": str(10**18 + versions[0]), "editControlInitial": control}}
+    return tweet(number, text, edit_info=info if later else {"initial": control})
+
+
+def test_only_the_newest_version_of_an_edited_tweet_counts(tmp_path: Path) -> None:
+    tweets = [edited(3, "third", [1, 2, 3], later=True), edited(1, "first", [1, 2, 3], later=False), tweet(4, "other")]
+    tweets.append(edited(2, "second", [1, 2, 3], later=True))
+    archive = read_archive(x_zip(tmp_path / "x.zip", tweets))
+    assert texts(archive) == ["third", "other"]
+    assert archive.left_out == {"superseded_edit": 2}
+
+
+def test_if_the_newest_version_is_absent_the_newest_present_counts(tmp_path: Path) -> None:
+    tweets = [edited(2, "second", [1, 2, 3], later=True), edited(1, "first", [1, 2, 3], later=False)]
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", tweets))) == ["second"]
+
+
+def test_an_edited_tweet_that_is_alone_counts(tmp_path: Path) -> None:
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [edited(1, "first", [1, 2], later=False)]))) == ["first"]
+
+
+LONG = "Ada & Bob <3 " + "and so it goes on " * 20
+
+
+def test_a_note_takes_the_place_of_its_tweet_and_is_not_unescaped(tmp_path: Path) -> None:
+    whole = LONG + "with a literal &amp; at the end"
+    cut = LONG[:270].replace("&", "&amp;").replace("<", "&lt;") + "… https://t.co/self https://t.co/media"
+    notes = script("note_tweet.part0", [note(whole, "2024-11-09T12:00:02.000Z")])
+    archive = read_archive(
+        x_zip(tmp_path / "x.zip", [tweet(1, cut), tweet(30, "other")], {"data/note-tweet.js": notes})
+    )
+    assert texts(archive) == [whole, "other"]
+    assert [post.escaped for post in archive.posts] == [False, True]
+    assert clean(archive).kept[0].endswith("a literal &amp; at the end")
+
+
+def test_notes_of_a_thread_posted_at_once_go_each_to_its_own_tweet(tmp_path: Path) -> None:
+    wholes = [f"{number}/ {'thread ' * 60}end {number}" for number in (1, 2)]
+    tweets = [tweet(1, whole[:270] + "… https://t.co/x") for whole in wholes]
+    tweets[1]["id_str"] = "99"
+    notes = [note(whole, "2024-11-09T12:00:01.000Z") for whole in reversed(wholes)]
+    beside = {"data/note-tweet.js": script("note_tweet.part0", notes)}
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", tweets, beside))) == wholes
+
+
+def test_a_note_that_begins_with_a_link_finds_its_tweet(tmp_path: Path) -> None:
+    whole = "https://example.org/long " + "a story " * 50
+    cut = "https://t.co/short " + ("a story " * 50)[:250] + "… https://t.co/self"
+    beside = {"data/note-tweet.js": script("note_tweet.part0", [note(whole, "2024-11-09T12:00:01.000Z")])}
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, cut)], beside))) == [whole]
+
+
+@pytest.mark.parametrize("time", ["2024-11-09T12:05:00.000Z", "nonsense", None])
+def test_a_note_of_another_time_replaces_nothing(tmp_path: Path, time: str) -> None:
+    beside = {"data/note-tweet.js": script("note_tweet.part0", [note("the beginning and more", time)])}
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "the beginning")], beside))) == ["the beginning"]
+
+
+def test_a_short_note_with_bold_text_replaces_its_tweet(tmp_path: Path) -> None:
+    beside = {"data/note-tweet.js": script("note_tweet.part0", [note("bold & short", "2024-11-09T12:00:01.000Z")])}
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "bold &amp; short https://t.co/pic")], beside))
+    assert texts(archive) == ["bold & short"]
+
+
+def test_emoji_and_rare_separators_are_kept_as_they_are(tmp_path: Path) -> None:
+    text = "family 👨‍👩‍👧 ❤️ line\u2028next\u00a0end"
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, text)]))) == [text]
+
+
+def test_half_a_surrogate_pair_does_not_break_what_comes_after(tmp_path: Path) -> None:
+    content = 'window.YTD.tweets.part0 = [{"tweet": {"id_str": "1", "full_text": "broken \\ud83d in the middle"}}]'
+    archive = read_archive(write_zip(tmp_path / "x.zip", {"data/tweets.js": content}))
+    assert clean(archive).kept == ("broken \ufffd in the middle",)
+    assert len(clean(archive).kept_sorted_sha256) == 64
+
+
+def test_the_manifest_gives_the_handle_where_the_account_is_missing(tmp_path: Path) -> None:
+    manifest = 'window.__THAR_CONFIG = {"userInfo": {"userName": "Ada_L", "displayName": "Ada"}}'
+    members = {"data/manifest.js": manifest, "data/tweets.js": script("tweets.part0", [])}
+    archive = read_archive(write_zip(tmp_path / "x.zip", members))
+    assert (archive.handle, archive.display_name, archive.posts) == ("Ada_L", "Ada", ())
+
+
+def test_an_archive_zipped_again_in_its_folder_on_a_mac_is_read(tmp_path: Path) -> None:
+    members: dict[str, str | bytes] = {
+        "twitter-2024/data/tweets.js": script("tweets.part0", wrapped(tweet(1, "mine"))),
+        "twitter-2024/data/account.js": account("Bob"),
+        "__MACOSX/data/tweets.js": b"\x00\x05\x16\x07",
+    }
+    archive = read_archive(write_zip(tmp_path / "x.zip", members))
+    assert (archive.handle, texts(archive)) == ("Bob", ["mine"])
+
+
+# --- Twitter before 2022 ------------------------------------------------------------------------------------
+
+
+def test_an_archive_of_2021_has_one_file_tweet_js(tmp_path: Path) -> None:
+    members = {"data/account.js": account(), "data/tweet.js": script("tweet.part0", wrapped(tweet(1, "mine")))}
+    assert texts(read_archive(write_zip(tmp_path / "x.zip", members))) == ["mine"]
+
+
+def test_an_archive_of_2019_has_bare_tweets_in_the_zips_top(tmp_path: Path) -> None:
+    members = {"account.js": account(), "tweet.js": script("tweet.part0", [tweet(1, "mine")]), "like.js": "CANARY"}
+    archive = read_archive(write_zip(tmp_path / "x.zip", members))
+    assert (archive.handle, texts(archive)) == ("Ada_L", ["mine"])
+
+
+def grailbird(month: str, *tweets: dict[str, Any]) -> dict[str, str | bytes]:
+    return {f"data/js/tweets/{month}.js": f"Grailbird.data.tweets_{month} = \n {json.dumps(tweets)}"}
+
+
+def test_a_grailbird_archive_counts_each_tweet_once(tmp_path: Path) -> None:
+    old = {"id_str": "300", "id": 300, "text": "mine", "created_at": "2015-01-24 02:02:37 +0000"}
+    retweet = {"id_str": "301", "text": "via bob", "retweeted_status": {"id": 5}, "created_at": "bad"}
+    members: dict[str, str | bytes] = {
+        **grailbird("2015_01", old),
+        **grailbird("2015_02", old, retweet),
+        "data/js/user_details.js": 'var user_details =  {"screen_name": "Ada_L", "full_name": "Ada"}',
+        "tweets.csv": '"tweet_id","text"\n"300","mine"\n',
+    }
+    archive = read_archive(write_zip(tmp_path / "g.zip", members))
+    assert (archive.handle, archive.display_name, archive.format) == ("Ada_L", "Ada", "grailbird")
+    assert [(post.text, post.is_retweet) for post in archive.posts] == [("mine", False), ("via bob", True)]
+    assert archive.left_out == {"duplicate": 1}
+    assert archive.posts[0].created_at == datetime(2015, 1, 24, 2, 2, 37, tzinfo=UTC)
+
+
+def test_a_grailbird_archive_of_which_only_the_ragged_table_is_left_is_read(tmp_path: Path) -> None:
+    table = '"tweet_id","timestamp","text","retweeted_status_id","expanded_urls"\n"1","","a, b","",""\n"2","","c","7"\n'
+    archive = read_archive(write_zip(tmp_path / "g.zip", {"tweets.csv": table}))
+    assert [(post.text, post.is_retweet) for post in archive.posts] == [("a, b", False), ("c", True)]
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "upload-0001"])
+def test_json_lines_are_read_whatever_their_name(tmp_path: Path, name: str) -> None:
+    rows = [{"id": "1", "created_at": "2021-10-23T20:00:00Z", "full_text": "line\u2028one", "retweeted": False}]
+    rows.append({"id": "2", "created_at": "2021-10-23T20:00:00Z", "full_text": "no mark", "retweeted": True})
+    archive = read_archive(write_lines(tmp_path / name, rows))
+    assert [(post.text, post.is_retweet) for post in archive.posts] == [("line\u2028one", False), ("no mark", True)]
+    assert archive.format == "jsonl"
+
+
+def test_in_api_v1_a_retweet_has_the_retweeted_status_and_the_flag_says_nothing(tmp_path: Path) -> None:
+    user = {"screen_name": "Ada_L", "name": "Ada"}
+    rows = [
+        {"id_str": "1", "id": 1, "full_text": "mine, and I shared it again", "retweeted": True, "user": user},
+        {"id_str": "2", "id": 2, "text": "theirs", "retweeted": False, "retweeted_status": {"id": 7}, "user": user},
+        {"id_str": "3", "text": "cut…", "extended_tweet": {"full_text": "cut and whole"}, "user": user},
+    ]
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", rows))
+    assert [(post.text, post.is_retweet) for post in archive.posts] == [
+        ("mine, and I shared it again", False),
+        ("theirs", True),
+        ("cut and whole", False),
+    ]
+    assert (archive.handle, archive.display_name) == ("Ada_L", "Ada")
+
+
+def test_api_v2_pages_are_read_without_other_peoples_tweets(tmp_path: Path) -> None:
+    page = {
+        "data": [
+            {"id": "1", "author_id": "5", "text": "a &amp; b", "created_at": "2021-10-23T14:10:29.000Z"},
+            {"id": "2", "author_id": "5", "text": "RT", "referenced_tweets": [{"type": "retweeted", "id": "8"}]},
+            {"id": "3", "author_id": "5", "text": "cut", "note_tweet": {"text": "cut no more"}},
+            {"id": "4", "text": "quoting", "referenced_tweets": [{"type": "quoted"}, {"type": "replied_to"}]},
+        ],
+        "includes": {
+            "users": [{"id": "5", "username": "Ada_L", "name": "Ada"}],
+            "tweets": [{"id": "8", "text": "CANARY"}],
+        },
+        "meta": {"result_count": 4},
+    }
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", [page, {"meta": {"result_count": 0}, "data": []}]))
+    assert texts(archive) == ["a &amp; b", "RT", "cut no more", "quoting"]
+    assert [post.is_retweet for post in archive.posts] == [False, True, False, False]
+    assert [post.escaped for post in archive.posts] == [True, True, False, True]
+    assert archive.handle == "Ada_L"
+
+
+def test_edits_in_api_v2_are_settled_by_their_history(tmp_path: Path) -> None:
+    rows = [
+        {"id": i, "text": t, "edit_history_tweet_ids": h} for i, t, h in (("2", "new", ["1", "2"]), ("1", "old", ["1"]))
+    ]
+    rows[1]["edit_history_tweet_ids"] = ["1", "2"]
+    assert texts(read_archive(write_lines(tmp_path / "t.jsonl", rows))) == ["new"]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_read(tmp_path: Path, indent: int | None) -> None:
+    path = write(tmp_path / "t.json", json.dumps([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}], indent=indent))
+    archive = read_archive(path)
+    assert (texts(archive), archive.format) == (["a", "b"], "json")
+
+
+def test_a_lone_tweets_js_is_read_and_a_lone_like_js_is_not(tmp_path: Path) -> None:
+    path = write(tmp_path / "tweets.js", script("tweets.part0", wrapped(tweet(1, "mine"))))
+    assert texts(read_archive(path)) == ["mine"]
+    path = write(tmp_path / "like.js", script("like.part0", [{"like": {"fullText": "CANARY"}}]))
+    with pytest.raises(BadUpload, match="not its tweets"):
+        read_archive(path)
+
+
+def test_a_file_of_several_people_names_nobody(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "a", "user": {"screen_name": name}} for i, name in enumerate(["ada", "ADA", "bob"])]
+    assert read_archive(write_lines(tmp_path / "t.jsonl", rows)).handle is None
+    assert read_archive(write_lines(tmp_path / "t.jsonl", rows[:2])).handle is not None
+
+
+def test_values_larger_than_a_chunk_are_read_whole(tmp_path: Path) -> None:
+    with open(
+        write(tmp_path / "v.json", json.dumps([{"a": "x" * 3_000_000}, 12, "é" * 1_500_000])), encoding="utf-8"
+    ) as text:
+        values = list(read_values(text, "v.json"))
+    assert [len(values[0]["a"]), values[1], len(values[2])] == [3_000_000, 12, 1_500_000]
+
+
+def test_bluesky_records_have_their_links_expanded_by_bytes(tmp_path: Path) -> None:
+    text = "Žluťoučký kůň: example.org/very… galloped"
+    start = len("Žluťoučký kůň: ".encode())
+    facet = {
+        "index": {"byteStart": start, "byteEnd": start + len("example.org/very…".encode())},
+        "features": [{"uri": "https://example.org/very/long"}],
+    }
+    uri = "at://did:plc:abc/app.bsky.feed.{}/3k"
+    rows = [
+        {
+            "uri": uri.format("post"),
+            "value": {"text": text, "facets": [facet, 7, {"index": {"byteStart": -1, "byteEnd": 9**9}}]},
+        },
+        {"uri": uri.format("repost"), "value": {"subject": {"uri": "at://other"}}},
+        {"uri": uri.format("like"), "value": {"subject": {"uri": "at://other"}}},
+    ]
+    archive = read_archive(write_lines(tmp_path / "records.jsonl", rows))
+    assert texts(archive) == ["Žluťoučký kůň: https://example.org/very/long galloped", ""]
+    assert clean(archive).counts == {"downloaded": 2, "retweets": 1, "short": 0, "kept": 1}
+    assert archive.left_out == {"other_record": 1}
+
+
+# --- CSV ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_csv_of_any_delimiter_encoding_and_line_end_is_read(
+    tmp_path: Path, delimiter: str, encoding: str, line_end: str
+) -> None:
+    rows = [["Tweet Id", "Datetime", "Username", "Text"], ["1", "2022-04-29 20:56:57+00:00", "Ada", '"café; a, b|c"']]
+    rows.append(["2", "2022-04-29", "Ada", f'"two{line_end}lines ""quoted"""'])
+    content = "".join(delimiter.join(row) + line_end for row in rows)
+    archive = read_archive(write(tmp_path / "t.csv", content.encode(encoding)))
+    assert texts(archive) == ["café; a, b|c", f'two{line_end}lines "quoted"']
+    assert (archive.handle, archive.posts[0].id) == ("Ada", "1")
+    assert archive.posts[1].created_at == datetime(2022, 4, 29, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("column", ["text", "full_text", "Full Text", "tweet", "Tweet", "content", "Tweet-Text"])
+def test_the_text_column_may_have_many_names(tmp_path: Path, column: str) -> None:
+    assert texts(read_archive(write(tmp_path / "t.csv", f"a,{column}\n1,hello\n"))) == ["hello"]
+
+
+def test_a_table_is_known_by_its_header_whatever_its_name(tmp_path: Path) -> None:
+    assert read_archive(write(tmp_path / "t.txt", "id,text\n1,hello\n")).format == "csv"
+    assert read_archive(write(tmp_path / "p.txt", "My first text, and more\nMy tweet, too\n")).format == "text"
+    assert read_archive(write(tmp_path / "stored-7", "text\nhello\n"), filename="mine.CSV").format == "csv"
+
+
+def test_the_content_decides_and_not_the_extension(tmp_path: Path) -> None:
+    assert read_archive(write(tmp_path / "t.json", "id,text\n1,hello\n")).format == "csv"
+    assert read_archive(write(tmp_path / "t.csv", '{"text": "hello"}')).format == "jsonl"
+    assert read_archive(x_zip(tmp_path / "x.csv", [tweet(1, "mine")])).format == "x-archive"
+
+
+def test_ids_spoilt_by_excel_do_not_make_two_tweets_one(tmp_path: Path) -> None:
+    archive = read_archive(write(tmp_path / "t.csv", "id,text\n1.45E+18,a\n1.45E+18,b\n7,c\n7,c\n"))
+    assert texts(archive) == ["a", "b", "c"]
+    assert [post.id for post in archive.posts] == [None, None, "7"]
+
+
+def test_texts_written_as_python_bytes_are_decoded(tmp_path: Path) -> None:
+    row = r"""1,"b'it\'s caf\xc3\xa9\xe2\x80\xa6\nnext \\ C:\\new'" """.strip()
+    archive = read_archive(write(tmp_path / "t.csv", f'id,text\n{row}\n2,"b\'open"\n'))
+    assert texts(archive) == ["it's café…\nnext \\ C:\\new", "b'open"]
+
+
+def test_links_that_a_scraper_glued_to_words_are_taken_out_alone(tmp_path: Path) -> None:
+    content = "date;text;permalink\n2017-01-01;A big win:https://t.co/abc …pic.twitter.com/xyz;https://x\n"
+    assert clean(read_archive(write(tmp_path / "t.csv", content))).kept == ("A big win:",)
+
+
+def test_rows_may_be_ragged(tmp_path: Path) -> None:
+    content = "id,date,text\n1,2020-01-01,unquoted, with commas\n2\n\n3,,whole\n"
+    archive = read_archive(write(tmp_path / "t.csv", content))
+    assert texts(archive) == ["unquoted, with commas", "whole"]
+    assert archive.left_out == {"no_text": 1}
+
+
+@pytest.mark.parametrize("header", ["isRetweet", "retweeted", "retweeted_status_id"])
+@pytest.mark.parametrize(("cell", "is_retweet"), [("True", True), ("False", False), ("", False), ("nan", False)])
+def test_a_retweet_in_a_table_is_known_by_its_columns(tmp_path: Path, header: str, cell: str, is_retweet: bool) -> None:
+    archive = read_archive(write(tmp_path / "t.csv", f"id,text,{header}\n1,hello,{cell}\n"))
+    assert archive.posts[0].is_retweet == is_retweet
+
+
+def test_a_table_without_texts_is_refused_without_repeating_it(tmp_path: Path) -> None:
+    with pytest.raises(BadUpload, match="none of its columns") as refused:
+        read_archive(write(tmp_path / "t.csv", "secret,words\n1,2\n"))
+    assert "secret" not in str(refused.value)
+
+
+def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadUpload, match="not a sound CSV"):
+        read_archive(write(tmp_path / "t.csv", 'id,text\n1,"open' + "\nmore" * 50_000))
+
+
+# --- Text ---------------------------------------------------------------------------------------------------
+
+
+def test_each_line_of_a_text_is_a_post(tmp_path: Path) -> None:
+    archive = read_archive(write(tmp_path / "t.txt", "\ufeffone two three\r\n\r\n  RT @b: x\rline\u2028sep\n"))
+    assert texts(archive) == ["one two three", "RT @b: x", "line\u2028sep"]
+    assert [post.is_retweet for post in archive.posts] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n" + bytes(200),
+        b"<!DOCTYPE html><p>hi",
+        b"%PDF-1.7 text",
+        b"",
+        b" \n\t ",
+        b"\xef\xbb\xbf",
+        b"Rar!\x1a\x07\x01\x00",
+    ],
+)
+def test_what_is_no_text_is_refused_with_what_was_expected(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(BadUpload) as refused:
+        read_archive(write(tmp_path / "upload.bin", content))
+    assert "'upload.bin'" in str(refused.value)
+    assert refused.value.param == "file"
+
+
+def test_a_message_names_the_file_as_the_user_did_and_stays_short(tmp_path: Path) -> None:
+    with pytest.raises(BadUpload) as refused:
+        read_archive(write(tmp_path / "7f3a", b"\x00" * 50), filename="C:\\me\\\x1b[31mred\n" + "x" * 500)
+    assert "7f3a" not in str(refused.value)
+    assert str(refused.value).startswith("'[31mred")
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("Sat Nov 09 12:14:18 +0000 2024", (2024, 11, 9, 12, 14, 18)),
+        ("Sat Nov 09 12:14:18 +0230 2024", (2024, 11, 9, 9, 44, 18)),
+        ("2024-11-09T13:14:18.000Z", (2024, 11, 9, 13, 14, 18)),
+        ("2015-01-24 02:02:37 +0000", (2015, 1, 24, 2, 2, 37)),
+        ("2022-04-29 20:56:57+00:00", (2022, 4, 29, 20, 56, 57)),
+        ("2022-04-29", (2022, 4, 29)),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-10:00", None),
+        ("0000-01-01", None),
+        ("Sat Foo 09 12:14:18 +0000 2024", None),
+        ("Sat Nov 09 12:14:18 +9999 2024", None),
+        ("yesterday", None),
+        ("1" * 10**6, None),
+        (None, None),
+    ],
+)
+def test_times_are_utc_and_nonsense_is_none(text: str | None, time: tuple[int, ...] | None) -> None:
+    assert parse_time(text) == (datetime(*time, tzinfo=UTC) if time else None)  # type: ignore[misc,arg-type]

@@ -1,0 +1,65 @@
+"""The importers and the cleaner against real tweets with known answers, where these lie beside the checkout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.training.archives import read_archive
+from serve.training.clean import clean, clean_text, is_short
+from serve.training.dataset import preview
+from tests.conftest import SHARED_DATA
+
+_EXPECTED = SHARED_DATA / "expected.json"
+EXPECTED: dict[str, Any] = json.loads(_EXPECTED.read_text()) if _EXPECTED.is_file() else {}
+HANDLES: list[dict[str, Any]] = EXPECTED.get("handles", [])
+ARCHIVES: dict[str, dict[str, Any]] = {
+    name: archive
+    for name, archive in EXPECTED.get("archives", {}).items()
+    if name.startswith(("x-", "csv-", "jsonl-")) or name == "bluesky-jsonl"
+}
+COUNTS = ("downloaded", "retweets", "short", "kept")
+HANDLES_IN_FILE = {"x-2024", "x-2021-tweet-js", "x-2019-bare", "x-2017-grailbird", "csv-excel", "jsonl-api-v1.1"}
+
+
+@pytest.mark.parametrize("expected", HANDLES, ids=[expected["handle"] for expected in HANDLES])
+def test_a_timeline_is_counted_and_cleaned_as_huggingtweets_did(shared_data: Path, expected: dict[str, Any]) -> None:
+    cleaned = clean(read_archive(shared_data / expected["file"]))
+    assert cleaned.counts == {key: expected[key] for key in COUNTS}
+    assert cleaned.status == expected["status"]
+    assert cleaned.num_chars == expected["kept_joined_chars"]
+    assert cleaned.kept_sorted_sha256 == expected["kept_sorted_sha256"]
+    assert hashlib.sha256("\n".join(cleaned.kept).encode()).hexdigest() == expected["kept_sha256"]
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_an_archive_is_counted_and_cleaned_to_the_byte(shared_data: Path, name: str) -> None:
+    expected = ARCHIVES[name]
+    archive = read_archive(shared_data / expected["file"])
+    cleaned = clean(archive)
+    assert cleaned.counts == {key: expected[key] for key in COUNTS}
+    assert cleaned.kept_sorted_sha256 == expected["kept_sorted_sha256"]
+    if name in HANDLES_IN_FILE:
+        assert archive.handle == expected["handle"]
+    assert not any(secret in repr(archive) for secret in [*expected.get("must_never_appear", []), "CANARY-"])
+    texts = {hashlib.sha256(post.text.encode()).hexdigest() for post in archive.posts}
+    assert texts.issuperset(expected.get("note_text_sha256", []))
+
+
+def test_what_an_x_archive_has_beside_the_tweets_is_counted_but_not_read(shared_data: Path) -> None:
+    report = preview([shared_data / ARCHIVES["x-2024"]["file"]], None)
+    assert report["left_out"] == {"deleted": 6, "community": 2, "superseded_edit": 1}
+    assert "CANARY" not in json.dumps(report)
+
+
+@pytest.mark.parametrize(
+    "example", EXPECTED.get("cleaning_examples", []), ids=lambda example: example["full_text"][:20]
+)
+def test_a_cleaning_example_comes_out_to_the_byte(example: dict[str, Any]) -> None:
+    cleaned = clean_text(example["full_text"])
+    assert cleaned == example["cleaned"]
+    assert is_short(cleaned) == example["short"]
