@@ -51,8 +51,11 @@ class GPT2Shape:
         if n_embd % n_head:
             raise ModelUnusable(f"n_embd ({n_embd}) is not a multiple of n_head ({n_head}).")
         activation = config.get("activation_function", "gelu_new")
-        if activation not in _ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in _ACTIVATIONS:
             raise ModelUnusable(f"activation_function {str(activation)[:40]!r} is not one of {sorted(_ACTIVATIONS)}.")
+        epsilon = config.get("layer_norm_epsilon", 1e-5)
+        if not isinstance(epsilon, float) or not 0 < epsilon < 1:
+            raise ModelUnusable(f"layer_norm_epsilon in config.json must lie between 0 and 1, not {str(epsilon)[:40]}.")
         inner = config.get("n_inner")
         return cls(
             vocab_size=_bounded(config, "vocab_size", 50257, MAX_VOCAB),
@@ -61,7 +64,7 @@ class GPT2Shape:
             n_layer=_bounded(config, "n_layer", 12, MAX_LAYERS),
             n_head=n_head,
             n_inner=4 * n_embd if inner is None else _bounded(config, "n_inner", 0, 8 * MAX_WIDTH),
-            layer_norm_epsilon=float(config.get("layer_norm_epsilon", 1e-5)),
+            layer_norm_epsilon=epsilon,
             gelu=_ACTIVATIONS[activation],
             scale_attn_weights=bool(config.get("scale_attn_weights", True)),
             scale_attn_by_inverse_layer_idx=bool(config.get("scale_attn_by_inverse_layer_idx", False)),

@@ -91,14 +91,18 @@ class MemoryJobs:
             raise NotFound("There is no such job.")
         return self.jobs[job_id]
 
-    def list_jobs(self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None) -> Page[Job]:
+    def list_jobs(
+        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Page[Job]:
         found = [job for job in self.jobs.values() if (metadata or {}).items() <= job.request.metadata.items()][::-1]
         return page(found, [job.id for job in found], limit, after)
 
     def cancel_job(self, job_id: str) -> Job:
         if self.get_job(job_id).status.is_final:
             raise Conflict(f"Job {job_id} has already ended.")
-        self.jobs[job_id] = dataclasses.replace(self.jobs[job_id], status=JobStatus.CANCELLED, finished_at=1_700_000_001)
+        self.jobs[job_id] = dataclasses.replace(
+            self.jobs[job_id], status=JobStatus.CANCELLED, finished_at=1_700_000_001
+        )
         return self.jobs[job_id]
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:

@@ -1,0 +1,571 @@
+"""Which models are in memory: leases, loads, and who must go when room is short.
+
+    async with pool.lease("huggingtweets/ada") as lease:
+        ...  # lease.slot stays where it is
+
+A model on its way in is an entry, and an entry has one story:
+
+    queued -> preparing -> waiting -> loading -> resident -> unloading
+    (turn)    (thread)     (room)     (thread)   (leases)    (thread)
+
+Every decision is taken synchronously on the event loop, so there is no lock; only the loader's calls are
+awaited, on threads of the pool's own. Bytes count from the moment room is promised (`loading`) until
+`unload` has returned, and never exceed the budget.
+
+It knows nothing of devices, files or networks: the loader does. It does not know what is in a slot either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from serve.errors import (
+    Conflict,
+    DeadlineExceeded,
+    ModelGated,
+    ModelNotFound,
+    ModelTooLarge,
+    ModelUnusable,
+    Overloaded,
+    RookeryError,
+)
+from serve.pool.loader import (
+    Evicted,
+    EvictionReason,
+    Lease,
+    Loaded,
+    Loader,
+    LoadFailed,
+    P,
+    PoolEvent,
+    Prepared,
+    ResidentModel,
+    S,
+)
+from serve.types import Tier
+
+logger = logging.getLogger(__name__)
+
+# Facts about a model: asking again soon gives the same answer. All other failures may pass, and are not remembered.
+FACTS = (ModelNotFound, ModelGated, ModelUnusable, ModelTooLarge)
+MAX_REMEMBERED = 4096  # failures; keys come from outside, so their number is not ours
+
+# How much slower a model ages for what its reload would cost. From the Hub costs no more than from disk:
+# it has been on disk since. A GPT-2 small comes from pinned host memory in about 10 ms, from a file in many times that.
+RELOAD_COST: dict[Tier, float] = {"device": 1.0, "host": 1.0, "disk": 4.0, "hub": 4.0}
+
+_R = TypeVar("_R")
+
+State = Literal["queued", "preparing", "waiting", "loading", "resident", "unloading", "gone"]
+
+
+@dataclass(eq=False, slots=True)
+class _Entry(Generic[S]):
+    """One model from the first request to the end of its unload. `leases` counts those that wait for it, too."""
+
+    key: str
+    asked_at: float
+    state: State = "queued"
+    leases: int = 0
+    num_bytes: int = 0  # 0 until prepared
+    tier: Tier = "device"
+    slot: S | None = None
+    used: bool = False  # leased at least once since it became resident
+    pinned: bool = False
+    retired: EvictionReason | None = None  # closed to new leases: the key is free for a new entry
+    failure: RookeryError | None = None
+    first_at: float | None = None  # since when it is first in line for room
+    loaded_at: float = 0.0
+    touched_at: float = 0.0  # the last start or end of a lease
+    task: asyncio.Task[None] | None = None  # of its load, later of its unload
+    room: asyncio.Future[None] | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # resident, or failed
+
+    @property
+    def holds_bytes(self) -> bool:
+        return self.state in ("loading", "resident", "unloading")
+
+    def describe(self, now: float) -> str:
+        parts = [f"{self.key}: {self.state}"]
+        if self.num_bytes:
+            parts.append(f"{self.num_bytes} bytes from {self.tier}")
+        if self.leases:
+            parts.append(f"{self.leases} {'leases' if self.state == 'resident' else 'waiters'}")
+        elif self.state == "resident":
+            parts.append(f"idle {now - self.touched_at:g} s")
+        parts += ["pinned"] * self.pinned + ([self.retired] if self.retired else [])
+        return ", ".join(parts)
+
+
+class ModelPool(Generic[P, S]):
+    """Keeps models in memory within `budget_bytes`, for use from one event loop.
+
+    Room goes to loads in the order in which they were prepared; nobody overtakes. Victims are idle and
+    unpinned, the longest idle first, where idle time counts less the more a reload costs (`RELOAD_COST`).
+    A model that was loaded but not yet leased is spared for `min_residency_s`, unless the first in line
+    could never fit beside it. Leases of resident models go first; but when the first in line has waited
+    `patience_s` for them to end, the least recently leased are closed to new leases and go with their last.
+
+    `clock` must run at the pace of the event loop's. `executor` is for tests; the pool closes it either way.
+    """
+
+    def __init__(
+        self,
+        loader: Loader[P, S],
+        *,
+        budget_bytes: int,
+        pin_budget_bytes: int | None = None,
+        max_parallel_loads: int = 2,
+        max_parallel_prepares: int = 8,
+        min_residency_s: float = 5.0,
+        patience_s: float = 10.0,
+        negative_ttl_s: float = 60.0,
+        max_waiting: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
+        on_event: Callable[[PoolEvent], None] | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """`pin_budget_bytes` is half of the budget unless given."""
+        self.budget_bytes = budget_bytes
+        self.pin_budget_bytes = budget_bytes // 2 if pin_budget_bytes is None else pin_budget_bytes
+        self._loader = loader
+        self._max_parallel_loads = max_parallel_loads
+        self._min_residency_s = min_residency_s
+        self._patience_s = patience_s
+        self._negative_ttl_s = negative_ttl_s
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._on_event = on_event
+        # Turns, not threads, bound each kind of call, so that a download never holds up a copy, nor a copy an unload.
+        self._prepare_turns = asyncio.Semaphore(max_parallel_prepares)
+        self._load_turns = asyncio.Semaphore(max_parallel_loads)
+        num_threads = max_parallel_prepares + max_parallel_loads + 1
+        self._threads = executor or ThreadPoolExecutor(num_threads, thread_name_prefix="pool")
+        self._entries: dict[str, _Entry[S]] = {}  # those a new lease can join
+        self._alive: dict[_Entry[S], None] = {}  # all of them, retired ones too, oldest first
+        self._queue: deque[_Entry[S]] = deque()  # waiting for room
+        self._failures: dict[str, tuple[float, RookeryError]] = {}  # key -> (expires at, reason), oldest first
+        self._timer: asyncio.TimerHandle | None = None
+        self._num_waiting = 0
+        self._typical_load_s = 1.0
+        self._closed = False
+        self._drained = asyncio.Event()
+
+    # --- Looking ------------------------------------------------------------------------------------------
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes resident, being loaded and being unloaded; a sum, so that it cannot drift."""
+        return _bytes(entry for entry in self._alive if entry.holds_bytes)
+
+    @property
+    def pinned_bytes(self) -> int:
+        return _bytes(entry for entry in self._alive if entry.pinned)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many leases wait for their model."""
+        return self._num_waiting
+
+    def residents(self) -> list[ResidentModel]:
+        """Every model in a slot, the first loaded first."""
+        now = self._clock()
+        return [
+            ResidentModel(
+                key=entry.key,
+                num_bytes=entry.num_bytes,
+                tier=entry.tier,
+                leases=entry.leases,
+                idle_s=0.0 if entry.leases else now - entry.touched_at,
+                pinned=entry.pinned,
+                leaving=entry.retired is not None,
+            )
+            for entry in self._alive
+            if entry.state == "resident"
+        ]
+
+    def __repr__(self) -> str:
+        now = self._clock()
+        parts = [f"{self.used_bytes} of {self.budget_bytes} bytes"]
+        parts += [f"{self._num_waiting} waiting"] * bool(self._num_waiting) + ["closed"] * self._closed
+        return f"<ModelPool [{'; '.join(parts + [entry.describe(now) for entry in self._alive])}]>"
+
+    # --- Leases -------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lease(self, key: str, *, timeout_s: float | None = None) -> AsyncIterator[Lease[S]]:
+        """Holds the model in memory; loads it first when it is not there. A resident one is leased without a wait.
+
+        Do not wait for a second lease while holding one: two that do so can wait for each other.
+
+        Raises: ModelNotFound and whatever else the loader says; ModelTooLarge; DeadlineExceeded after
+        `timeout_s`; Overloaded when too many wait already.
+        """
+        started = self._clock()
+        entry = self._take(key)
+        try:
+            tier: Tier = "device" if entry.state == "resident" else await self._settle(entry, timeout_s)
+            entry.used = True
+            entry.touched_at = self._clock()
+            assert entry.slot is not None
+            yield Lease(key, entry.slot, tier, 0.0 if tier == "device" else entry.touched_at - started)
+        finally:
+            self._give_back(entry)
+
+    async def pin(self, key: str) -> None:
+        """Loads the model and keeps it until `unpin` or `forget`. Raises: Conflict over the pin budget; as `lease`."""
+        entry = self._take(key)
+        try:
+            if entry.state != "resident":
+                await self._settle(entry, None)
+            if entry.retired:
+                raise Conflict(f"Model {key!r} was replaced while it was being pinned; pin it again.")
+            others = self.pinned_bytes - entry.num_bytes * entry.pinned
+            if others + entry.num_bytes > self.pin_budget_bytes:
+                raise Conflict(
+                    f"Pinning model {key!r} ({_mib(entry.num_bytes)}) beside {_mib(others)} already pinned exceeds the "
+                    f"budget for pins, {_mib(self.pin_budget_bytes)}; unpin another model first."
+                )
+            entry.pinned = True
+        finally:
+            self._give_back(entry)
+
+    async def unpin(self, key: str) -> None:
+        """The model may be evicted again; nothing happens when it is not pinned."""
+        if (entry := self._entries.get(key)) is not None:
+            entry.pinned = False
+            self._admit()
+
+    async def forget(self, match: Callable[[str], bool]) -> None:
+        """New leases of matching keys load anew; leases under way, and those waiting, keep what they asked for.
+
+        Returns when the unleased ones are unloaded. Pins and remembered failures of these keys end.
+        """
+        for key in [key for key in self._failures if match(key)]:
+            del self._failures[key]
+        forgotten = [entry for entry in self._entries.values() if match(entry.key)]
+        for entry in forgotten:
+            self._retire(entry, "forgotten")
+        self._admit()
+        if unloads := [entry.task for entry in forgotten if entry.state == "unloading" and entry.task]:
+            await asyncio.wait(unloads)
+
+    async def close(self) -> None:
+        """Refuses new leases, then waits for loads under way and for leases to end, and unloads everything."""
+        self._closed = True
+        for entry in list(self._entries.values()):
+            self._retire(entry, "closed")
+        while self._queue:
+            self._answer(self._queue.popleft(), _closing())
+        self._admit()
+        if self._alive:
+            await self._drained.wait()
+        self._threads.shutdown()
+
+    def _take(self, key: str) -> _Entry[S]:
+        """Joins the entry of `key`, or starts one. Raises before anything has changed."""
+        if self._closed:
+            raise _closing()
+        entry = self._entries.get(key)
+        if entry is None or entry.state != "resident":
+            self._check_cold(key)
+        if entry is None:
+            entry = _Entry(key, self._clock())
+            self._entries[key] = entry
+            self._alive[entry] = None
+            entry.task = asyncio.get_running_loop().create_task(self._bring(entry))
+        entry.leases += 1
+        return entry
+
+    def _check_cold(self, key: str) -> None:
+        expires_at, failure = self._failures.get(key, (0.0, None))
+        if failure is not None:
+            if self._clock() < expires_at:
+                raise copy.copy(failure)
+            del self._failures[key]
+        if self._num_waiting >= self._max_waiting:
+            num_loads = sum(entry.state != "resident" for entry in self._alive)
+            raise Overloaded(
+                f"{self._num_waiting} requests are already waiting for models to be loaded; try again shortly.",
+                retry_after_s=max(1.0, math.ceil(num_loads / self._max_parallel_loads) * self._typical_load_s),
+            )
+
+    async def _settle(self, entry: _Entry[S], timeout_s: float | None) -> Tier:
+        """Waits for the load, which goes on when this wait is cancelled. Raises what made the load fail."""
+        self._num_waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await entry.settled.wait()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"Model {entry.key!r} was not in memory after {timeout_s:g} s ({entry.state}); try again.",
+                param="model",
+            ) from None
+        finally:
+            self._num_waiting -= 1
+        if entry.failure is not None:
+            raise copy.copy(entry.failure)  # each waiter its own: a shared one would grow everybody's traceback
+        return entry.tier
+
+    def _give_back(self, entry: _Entry[S]) -> None:
+        entry.leases -= 1
+        entry.touched_at = self._clock()
+        self._let_go(entry)
+        self._admit()
+
+    # --- One entry's story --------------------------------------------------------------------------------
+
+    async def _bring(self, entry: _Entry[S]) -> None:
+        """Loads one model, as a task of its own. The one broad catch: every waiter must get its answer."""
+        try:
+            async with self._prepare_turns:
+                if self._closed:
+                    raise _closing()
+                entry.state = "preparing"
+                prepared = await self._call(self._loader.prepare, entry.key)
+            await self._get_room(entry, prepared)
+            async with self._load_turns:
+                entry.slot = await self._call(self._loader.load, prepared)
+        except (Exception, asyncio.CancelledError) as error:
+            if entry.state != "gone":  # else it was dropped, and nobody waits
+                self._fail(entry, error)
+        else:
+            self._welcome(entry)
+        self._admit()
+
+    async def _get_room(self, entry: _Entry[S], prepared: Prepared[P]) -> None:
+        entry.num_bytes, entry.tier = prepared.num_bytes, prepared.tier
+        if (misfit := _closing() if self._closed else self._misfit(entry)) is not None:
+            raise misfit
+        entry.state = "waiting"
+        entry.room = asyncio.get_running_loop().create_future()
+        self._queue.append(entry)
+        self._let_go(entry)
+        self._admit()
+        await entry.room
+
+    def _welcome(self, entry: _Entry[S]) -> None:
+        entry.state = "resident"
+        entry.loaded_at = entry.touched_at = self._clock()
+        load_s = entry.loaded_at - entry.asked_at
+        self._typical_load_s += 0.2 * (load_s - self._typical_load_s)
+        entry.settled.set()
+        self._emit(Loaded(entry.key, entry.num_bytes, entry.tier, load_s))
+        self._let_go(entry)
+
+    def _fail(self, entry: _Entry[S], error: BaseException) -> None:
+        """Tells all who wait; the reason is remembered when it is a fact about the model."""
+        known = isinstance(error, RookeryError)
+        logger.log(
+            logging.INFO if known else logging.ERROR,
+            "model_load_failed model_id=%r state=%s error=%s",
+            entry.key,
+            entry.state,
+            f"{type(error).__name__}: {error}",
+            exc_info=None if known else error,
+        )
+        if not isinstance(error, RookeryError):
+            error = RookeryError(f"Model {entry.key!r} could not be loaded: {type(error).__name__}.", param="model")
+        entry.failure = copy.copy(error)  # without the traceback, which would keep the loader's frames alive
+        if isinstance(error, FACTS) and not entry.retired:
+            self._failures.pop(entry.key, None)
+            self._failures[entry.key] = (self._clock() + self._negative_ttl_s, entry.failure)
+            if len(self._failures) > MAX_REMEMBERED:
+                del self._failures[next(iter(self._failures))]
+        self._remove(entry)
+        entry.settled.set()
+        self._emit(LoadFailed(entry.key, error.code))
+
+    def _retire(self, entry: _Entry[S], reason: EvictionReason) -> None:
+        """Closes the entry to new leases; it goes with its last one, or now."""
+        del self._entries[entry.key]
+        entry.retired = reason
+        entry.pinned = False
+        self._let_go(entry)
+
+    def _let_go(self, entry: _Entry[S]) -> None:
+        """What becomes of an entry that nobody leases or waits for. Once a thread has begun a load, it goes on.
+
+        1. Merely queued for a turn, or for room behind others: dropped. `_admit` looks after the first in line.
+        2. Resident and retired: unloaded.
+        3. Else it stays, or becomes, resident.
+        """
+        if entry.leases:
+            return
+        behind = entry in self._queue and (entry.retired is not None or entry is not self._queue[0])
+        if entry.state == "queued" or behind:
+            self._drop(entry)
+        elif entry.state == "resident" and entry.retired:
+            entry.state = "unloading"
+            entry.task = asyncio.get_running_loop().create_task(self._unload(entry, entry.retired))
+
+    def _drop(self, entry: _Entry[S]) -> None:
+        assert entry.task is not None and not entry.leases
+        entry.task.cancel()
+        self._remove(entry)
+
+    async def _unload(self, entry: _Entry[S], reason: EvictionReason) -> None:
+        assert entry.slot is not None and not entry.leases
+        try:
+            await self._call(self._loader.unload, entry.slot)
+        except Exception:  # the loader's own fault; counting its bytes for ever would only spread the damage
+            logger.exception("model_unload_failed model_id=%r", entry.key)
+        entry.slot = None
+        self._remove(entry)
+        self._emit(Evicted(entry.key, entry.num_bytes, reason))
+        self._admit()
+
+    def _remove(self, entry: _Entry[S]) -> None:
+        entry.state = "gone"
+        del self._alive[entry]
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        if entry in self._queue:
+            self._queue.remove(entry)
+        if self._closed and not self._alive:
+            self._drained.set()
+
+    # --- Room ---------------------------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Decides for the first in line for room, then for the next. To be called after every change.
+
+        1. It can never fit beside the pinned models: it fails.
+        2. It fits in what is free: the bytes are its own from here on.
+        3. It fits once those that are leaving, and idle ones now sent after them, are gone: each comes back here.
+        4. It must wait for leases to end, and so must those behind it. When nobody waits for it, it is dropped.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._queue:
+            first = self._queue[0]
+            if (misfit := self._misfit(first)) is not None:
+                self._answer(self._queue.popleft(), misfit)
+            elif first.num_bytes <= self.budget_bytes - self.used_bytes:
+                self._answer(self._queue.popleft(), None)
+            elif (victims := self._find_victims(first)) is not None:
+                for victim in victims:
+                    self._retire(victim, "budget")
+                return
+            elif first.leases:
+                return
+            else:
+                self._drop(first)
+
+    def _answer(self, entry: _Entry[S], refusal: RookeryError | None) -> None:
+        assert entry.room is not None
+        if refusal is None:
+            entry.state = "loading"
+            entry.room.set_result(None)
+        else:
+            entry.room.set_exception(refusal)
+
+    def _misfit(self, entry: _Entry[S]) -> RookeryError | None:
+        if entry.num_bytes > self.budget_bytes:
+            return ModelTooLarge(
+                f"Model {entry.key!r} needs {_mib(entry.num_bytes)}; the memory budget is {_mib(self.budget_bytes)}.",
+                param="model",
+            )
+        if entry.num_bytes > self.budget_bytes - self.pinned_bytes:
+            return Overloaded(
+                f"Model {entry.key!r} needs {_mib(entry.num_bytes)}; pinned models take {_mib(self.pinned_bytes)} of "
+                f"the memory budget of {_mib(self.budget_bytes)}. Try again when one is unpinned.",
+                param="model",
+                retry_after_s=60.0,
+            )
+        return None
+
+    def _find_victims(self, first: _Entry[S]) -> list[_Entry[S]] | None:
+        """Whom to retire so that `first` will fit: maybe nobody, if enough are leaving. None: leases must end first.
+
+        Arms the timer when the answer can change with time alone. Retires nobody.
+        """
+        now = self._clock()
+        if first.first_at is None:
+            first.first_at = now
+        impatient = now - first.first_at >= self._patience_s
+        unpinned = [entry for entry in self._entries.values() if entry.state == "resident" and not entry.pinned]
+        leased = [entry for entry in unpinned if entry.leases]
+        idle = [entry for entry in unpinned if not entry.leases]
+        spared = [e for e in idle if not e.used and now - e.loaded_at < self._min_residency_s]
+        # NOTE: the other models' bytes come free when their leases end, so only the pinned and the spared ones can
+        # stand in the way for ever: then there is nothing to wait for.
+        stuck = first.num_bytes > self.budget_bytes - self.pinned_bytes - _bytes(spared)
+
+        missing = first.num_bytes - (self.budget_bytes - self.used_bytes)
+        missing -= _bytes(entry for entry in self._alive if entry.state == "unloading")
+        candidates = _by_age((e for e in idle if e not in spared), now)
+        if stuck or impatient:
+            candidates += _by_age(spared, now)
+        victims = _cover(missing, candidates)
+        if victims is None and impatient:
+            # Counting those that were closed to new leases before, or each call would close another one.
+            missing -= _bytes(e for e in self._alive if e.state == "resident" and e.retired)
+            victims = _cover(missing, candidates + sorted(leased, key=lambda e: e.touched_at))
+        if victims is None:
+            moments = [entry.loaded_at + self._min_residency_s for entry in spared]
+            moments.append(first.first_at + self._patience_s)
+            if delays := [moment - now for moment in moments if moment > now]:
+                self._timer = asyncio.get_running_loop().call_later(min(delays), self._admit)
+        return victims
+
+    # --- The outside --------------------------------------------------------------------------------------
+
+    async def _call(self, function: Callable[..., _R], *args: object) -> _R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _emit(self, event: PoolEvent) -> None:
+        match event:
+            case Loaded(key, num_bytes, tier, load_s):
+                logger.info("model_loaded model_id=%r bytes=%d tier=%s duration_s=%.3f", key, num_bytes, tier, load_s)
+            case Evicted(key, num_bytes, reason):
+                logger.info("model_evicted model_id=%r bytes=%d reason=%s", key, num_bytes, reason)
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:  # an observer must not hurt what it observes
+                logger.exception("pool_observer_failed event=%s", type(event).__name__)
+
+
+def _by_age(entries: Iterable[_Entry[S]], now: float) -> list[_Entry[S]]:
+    return sorted(entries, key=lambda e: (now - e.touched_at) / RELOAD_COST[e.tier], reverse=True)
+
+
+def _cover(missing: int, candidates: list[_Entry[S]]) -> list[_Entry[S]] | None:
+    """The first candidates that have `missing` bytes together, less those not needed after all; None if too few."""
+    chosen: list[_Entry[S]] = []
+    for entry in candidates:
+        if missing <= 0:
+            break
+        chosen.append(entry)
+        missing -= entry.num_bytes
+    if missing > 0:
+        return None
+    for entry in reversed(chosen.copy()):
+        if missing + entry.num_bytes <= 0:
+            chosen.remove(entry)
+            missing += entry.num_bytes
+    return chosen
+
+
+def _bytes(entries: Iterable[_Entry[S]]) -> int:
+    return sum(entry.num_bytes for entry in entries)
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _closing() -> Overloaded:
+    return Overloaded("This replica is shutting down; try again.", retry_after_s=1.0)

@@ -1,0 +1,165 @@
+"""Writes the README.md of a trained bot: who, from how many tweets, trained how, and how to use it.
+
+The contents of a huggingtweets card. Names come from strangers' profiles, so they are stripped of control characters
+and escaped: for YAML by its own writer, for Markdown by a backslash before everything that could mean something.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from huggingface_hub import ModelCardData
+
+from serve.types import ModelId
+
+PREPROCESS_RUN = "runs/preprocess.json"
+TRAIN_RUN = "runs/train.json"
+
+_PROMPT = "My dream is"
+_ROWS = {"downloaded": "Tweets downloaded", "retweets": "Retweets", "short": "Short tweets", "kept": "Tweets kept"}
+_MEANINGFUL = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation: all that Markdown lets a backslash make plain
+_JOINERS = "\u200c\u200d"  # within emoji and some scripts
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a card tells. `handles` without `@`; names and counts are by handle; an unknown count shows as "?"."""
+
+    model_id: str
+    handles: tuple[str, ...]
+    base_model: str
+    display_names: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # downloaded, retweets, short, kept
+    hyperparameters: Mapping[str, float | int | str] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)  # e.g. "train", "evaluation"
+    language: str = "en"
+    trained_on: str | None = None  # a date
+    thumbnail: str | None = None  # https address of a picture
+
+
+def build_card(facts: CardFacts) -> str:
+    """The whole README.md, front matter included. Raises: ModelNotFound when `model_id` cannot be one."""
+    sections = [
+        f"---\n{_front_matter(facts)}\n---",
+        _head(facts),
+        _INTRODUCTION,
+        _HOW_IT_WORKS,
+        _training_data(facts),
+        _training_procedure(facts),
+        _how_to_use(facts),
+        _LIMITATIONS,
+        _about(facts),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else None
+    data = ModelCardData(
+        language=_printable(facts.language),
+        base_model=_printable(facts.base_model),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["huggingtweets"],
+        thumbnail=thumbnail and _printable(thumbnail),
+        widget=[{"text": _PROMPT}],
+    )
+    return str(data.to_yaml())
+
+
+def _head(facts: CardFacts) -> str:
+    names = " & ".join(escape_markdown(_name(facts, handle)) for handle in facts.handles)
+    handles = " & ".join(f"@{escape_markdown(handle)}" for handle in facts.handles)
+    kind = "🤖 AI CYBORG 🤖" if len(facts.handles) > 1 else "🤖 AI BOT 🤖"
+    return f"# {names}\n\n**{kind}**\n\n{handles}"
+
+
+_INTRODUCTION = """\
+This bot writes tweets in the manner of the account above. It is a GPT-2 that has read what the account wrote, and \
+nothing it says was said by the person. Give it the beginning of a tweet and it goes on from there."""
+
+_HOW_IT_WORKS = """\
+## How does it work?
+
+A language model that already knows the language is trained a little further on the tweets of one account, or of \
+several: then it is a cyborg that mixes them. Retweets and very short tweets are left out, links are removed, and \
+each tweet becomes one example between two end-of-text marks."""
+
+
+def _training_data(facts: CardFacts) -> str:
+    whose = " and ".join(escape_markdown(_name(facts, handle)) for handle in facts.handles)
+    header = ["Data", *(f"@{escape_markdown(handle)}" for handle in facts.handles)]
+    rows = [[title, *(_count(facts, handle, key) for handle in facts.handles)] for key, title in _ROWS.items()]
+    return (
+        f"## Training data\n\nThe model was trained on tweets of {whose}.\n\n{_table(header, rows)}\n\n"
+        f"[How the tweets were counted and cleaned]({PREPROCESS_RUN}) is recorded in this folder."
+    )
+
+
+def _training_procedure(facts: CardFacts) -> str:
+    base, date = escape_markdown(facts.base_model), escape_markdown(facts.trained_on or "")
+    text = f"## Training procedure\n\nThe model is a fine-tune of {base}" + (f", made on {date}." if date else ".")
+    if facts.hyperparameters:
+        rows = [
+            [escape_markdown(str(key)), escape_markdown(str(value))] for key, value in facts.hyperparameters.items()
+        ]
+        text += "\n\n" + _table(["Hyperparameter", "Value"], rows)
+    if facts.losses:
+        rows = [[escape_markdown(key), f"{loss:.4f}"] for key, loss in facts.losses.items()]
+        text += "\n\n" + _table(["Loss", "Value"], rows)
+    return f"{text}\n\n[Each step of the training run]({TRAIN_RUN}) is recorded in this folder."
+
+
+def _how_to_use(facts: CardFacts) -> str:
+    return (
+        "## How to use\n\n"
+        "With a pipeline for text generation:\n\n"
+        "```python\n"
+        "from transformers import pipeline\n\n"
+        f"generator = pipeline('text-generation', model='{ModelId.parse(facts.model_id)}')\n"
+        f'generator("{_PROMPT}", num_return_sequences=5)\n'
+        "```"
+    )
+
+
+_LIMITATIONS = """\
+## Limitations and bias
+
+The bot has the limits and the biases of the GPT-2 it started from, and repeats those of the tweets it learned from. \
+It states falsehoods as readily as facts, and may be offensive. Its texts should not be passed off as the account's."""
+
+
+def _about(facts: CardFacts) -> str:
+    return (
+        "## About\n\n"
+        f"Made by Rookery, after [huggingtweets](https://github.com/borisdayma/huggingtweets) by Boris Dayma. "
+        f"The records of both runs are here: [preprocessing]({PREPROCESS_RUN}) and [training]({TRAIN_RUN})."
+    )
+
+
+def escape_markdown(text: str) -> str:
+    """`text` on one line, shown by Markdown as it is written."""
+    return _MEANINGFUL.sub(r"\\\1", _printable(text))
+
+
+def _printable(text: str) -> str:
+    """Without control, direction-changing and lone-surrogate characters; any space is one plain space."""
+    spaced = " ".join(text.split())
+    return "".join(c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+
+
+def _name(facts: CardFacts, handle: str) -> str:
+    return _printable(facts.display_names.get(handle, "")) or handle
+
+
+def _count(facts: CardFacts, handle: str, key: str) -> str:
+    value = facts.counts.get(handle, {}).get(key)
+    return "?" if value is None else str(value)
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,162 @@
+"""Is this folder a GPT-2 that can be served? Checked before it is published, not at each request.
+
+Reads JSON and raw bytes only: no torch, no code of the model's own, nothing is allocated by the folder's word.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serve.errors import ModelUnusable
+from serve.shape import GPT2Shape, canonical_name
+from serve.store.safetensors_file import TensorEntry, read_header
+
+WEIGHTS = "model.safetensors"
+MAX_JSON_BYTES = 10_000_000  # GPT-2's own tokenizer.json has 2.1 MB
+
+_TOKENIZER_CLASSES = {"GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"}
+# A float is NaN or infinite when all bits of its exponent are set.
+_EXPONENT = {"F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+_CHUNK_BYTES = 16 * 2**20
+
+
+def check_folder(folder: Path) -> GPT2Shape:
+    """Checks the form of everything a served model needs. Raises: ModelUnusable with what is wrong.
+
+    Opens headers, not weights: milliseconds. The values are `check_finite`'s.
+    """
+    _refuse_links(folder)
+    shape = read_shape(folder)
+    tied = read_json(folder / "config.json").get("tie_word_embeddings", True) is not False
+    _check_tensors(folder, shape, tied=tied)
+    _check_tokenizer(folder, shape)
+    return shape
+
+
+def check_finite(folder: Path) -> None:
+    """Reads every weight once. Raises: ModelUnusable naming the first tensor that holds a NaN or an infinity."""
+    path = folder / WEIGHTS
+    with path.open("rb") as file:
+        for entry in read_header(path):
+            if canonical_name(entry.name) is None:
+                continue  # old causal masks hold -inf where they mean it
+            dtype, exponent = _EXPONENT[entry.dtype]
+            file.seek(entry.start)
+            for chunk in _chunks(file.read, entry):
+                bits = np.frombuffer(chunk, dtype=dtype)
+                if ((bits & exponent) == exponent).any():
+                    raise ModelUnusable(
+                        f"Tensor {entry.name!r} holds values that are not finite; the model is damaged or diverged "
+                        "in training, and must be made again."
+                    )
+
+
+def read_shape(folder: Path) -> GPT2Shape:
+    """What config.json says the model is. Raises: ModelUnusable."""
+    try:
+        return GPT2Shape.from_config(read_json(folder / "config.json"))
+    except (TypeError, ValueError) as exc:
+        raise ModelUnusable("A value in config.json is of the wrong kind.") from exc
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder. Raises: ModelUnusable when it is absent, too long, or not an object."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ModelUnusable(f"{path.name} has more than {MAX_JSON_BYTES:,} bytes.")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ModelUnusable(f"The model has no {path.name}.") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ModelUnusable(f"{path.name} is not JSON.") from exc
+    if not isinstance(value, dict):
+        raise ModelUnusable(f"{path.name} is not a JSON object.")
+    return value
+
+
+def _refuse_links(folder: Path) -> None:
+    # A link would let a folder publish a file from elsewhere, or change after it was checked.
+    for path in folder.rglob("*"):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ModelUnusable(f"{path.name!r} is a link or a special file; a model folder holds plain files only.")
+
+
+def _check_tensors(folder: Path, shape: GPT2Shape, *, tied: bool) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise ModelUnusable(f"The model has no {WEIGHTS}; only safetensors weights are served.")
+    missing = shape.tensor_shapes()
+    if tied:
+        missing.pop("lm_head.weight")
+    expected, seen = shape.tensor_shapes(), set()
+    for entry in read_header(folder / WEIGHTS):
+        name = canonical_name(entry.name)
+        if name is None:
+            continue
+        if name not in expected or name in seen:
+            raise ModelUnusable(f"Tensor {entry.name[:60]!r} is not one that this GPT-2 has, or is there twice.")
+        if entry.shape != expected[name]:
+            raise ModelUnusable(
+                f"Tensor {name!r} has shape {list(entry.shape)}; config.json needs {list(expected[name])}."
+            )
+        if entry.dtype not in _EXPONENT:
+            raise ModelUnusable(f"Tensor {name!r} is {entry.dtype}; weights must be F32, F16 or BF16.")
+        seen.add(name)
+        missing.pop(name, None)
+    if missing:
+        raise ModelUnusable(f"{len(missing)} tensors are missing, the first is {next(iter(missing))!r}.")
+
+
+def _check_tokenizer(folder: Path, shape: GPT2Shape) -> None:
+    settings = folder / "tokenizer_config.json"
+    if settings.exists():
+        kind = read_json(settings)
+        if kind.get("auto_map") or kind.get("tokenizer_class", "GPT2Tokenizer") not in _TOKENIZER_CLASSES:
+            raise ModelUnusable("The tokenizer is not GPT-2's, or brings its own code; only GPT-2's is served.")
+    highest = max(_token_ids(folder), default=-1)
+    if highest < 0:
+        raise ModelUnusable("The tokenizer has no vocabulary.")
+    if highest >= shape.vocab_size:
+        raise ModelUnusable(
+            f"The tokenizer's highest token is {highest}; the model has only {shape.vocab_size} ('vocab_size')."
+        )
+
+
+def _token_ids(folder: Path) -> Iterator[int]:
+    if (folder / "tokenizer.json").exists():
+        tokenizer = read_json(folder / "tokenizer.json")
+        model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+        if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(added, list):
+            raise ModelUnusable("tokenizer.json is not a byte-pair tokenizer like GPT-2's.")
+        yield from _ids_of(model.get("vocab"))
+        yield from _ids_of(
+            {str(i): token.get("id") if isinstance(token, dict) else None for i, token in enumerate(added)}
+        )
+    elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        yield from _ids_of(read_json(folder / "vocab.json"))
+        if (folder / "added_tokens.json").exists():
+            yield from _ids_of(read_json(folder / "added_tokens.json"))
+    else:
+        raise ModelUnusable("The model has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.")
+
+
+def _ids_of(vocabulary: Any) -> Iterator[int]:
+    if not isinstance(vocabulary, dict) or not all(type(i) is int and i >= 0 for i in vocabulary.values()):
+        raise ModelUnusable("The tokenizer's vocabulary is not a table of token numbers.")
+    yield from vocabulary.values()
+
+
+def _chunks(read: Any, entry: TensorEntry) -> Iterator[bytes]:
+    left = entry.end - entry.start
+    while left:
+        chunk = read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            raise ModelUnusable("The weights file became shorter while it was checked.")
+        left -= len(chunk)
+        yield chunk
