@@ -20,36 +20,20 @@ import torch
 
 from serve.engine.engine import Engine, EngineConfig, Slot, StepStats
 from serve.engine.sequence import Output, Sequence
+from serve.engine.text import Vocabulary
 from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, RookeryError
 from serve.loader import EngineLoader, Facts
 from serve.metrics import Metrics
-from serve.pool.loader import Evicted, Lease, Loaded, LoadFailed, PoolEvent
+from serve.pool.loader import Evicted, Loaded, LoadFailed, PoolEvent
 from serve.pool.pool import ModelPool
 from serve.settings import Settings
-from serve.store.hub import Hub
-from serve.store.revisions import Revision, Store
+from serve.store.opening import open_hub, open_store
+from serve.store.revisions import Revision
 from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
 
 logger = logging.getLogger(__name__)
 
-FLEDGLING = Path(__file__).parent / "training" / "fledgling"
 NEGATIVE_TTL_S = 60.0  # how long the Hub's "no such model" is believed
-
-
-def open_store(settings: Settings) -> Store:
-    """The store under the data folder, with the base that ships inside the project."""
-    return Store(settings.data, embedded={"fledgling": FLEDGLING})
-
-
-def open_hub(settings: Settings, store: Store) -> Hub:
-    """The Hub that `settings` name."""
-    return Hub(
-        store,
-        endpoint=settings.hub_endpoint or None,
-        token=settings.hub_token or None,
-        enabled=settings.hub_enabled,
-        deadline_s=settings.hub_deadline_s,
-    )
 
 
 class LocalGenerator:
@@ -87,12 +71,14 @@ class LocalGenerator:
         plans = await asyncio.to_thread(_plan, request, facts)
         async with AsyncExitStack() as stack:
             lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
-            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans])
+            tier: Tier = "hub" if fetch_s else lease.tier
+            origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
+            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin)
             self._calls.update(dict.fromkeys(call.sequences, call))
             self._engine.submit(lease.slot, call.sequences)
             try:
                 async for outputs in call.flushes(self._settings.flush_interval_s):
-                    yield _deltas(call, outputs, lease, arrived, fetch_s, facts)
+                    yield _deltas(call, outputs)
             finally:
                 if call.num_open:
                     # The engine may be in a step with these sequences: their lease goes when it has let go of them.
@@ -197,11 +183,23 @@ class LocalGenerator:
         self._metrics.pool_resident_models.set(len(self._pool.residents()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Which weights answer a request, and how they came to be in memory."""
+
+    revision: str
+    tier: Tier
+    load_s: float
+    arrived: float
+    vocabulary: Vocabulary
+
+
 class _Call:
     """The sequences of one request, and their outputs until the request's coroutine fetches them."""
 
-    def __init__(self, sequences: list[Sequence]) -> None:
+    def __init__(self, sequences: list[Sequence], origin: _Origin) -> None:
         self.sequences = sequences
+        self.origin = origin
         self.index = {sequence: i for i, sequence in enumerate(sequences)}
         self.num_open = len(sequences)
         self.done = asyncio.Event()
@@ -302,9 +300,7 @@ def _resolve(request: GenerationRequest, facts: Facts, num_prompt_tokens: int) -
     return replace(SamplingParams(), **values)
 
 
-def _deltas(
-    call: _Call, outputs: Iterable[Output], lease: Lease[Slot], arrived: float, fetch_s: float, facts: Facts
-) -> list[Delta]:
+def _deltas(call: _Call, outputs: Iterable[Output]) -> list[Delta]:
     """One delta for each sequence that has something new."""
     by_sequence: dict[Sequence, list[Output]] = {}
     for output in outputs:
@@ -314,8 +310,7 @@ def _deltas(
         last, prompt = news[-1], None
         if sequence in call.unseen:
             call.unseen.discard(sequence)
-            tier: Tier = "hub" if fetch_s else lease.tier
-            prompt = _prompt_info(sequence, news, tier, arrived, fetch_s + lease.load_s, facts)
+            prompt = _prompt_info(sequence, news, call.origin)
         deltas.append(
             Delta(
                 index=call.index[sequence],
@@ -329,16 +324,15 @@ def _deltas(
     return deltas
 
 
-def _prompt_info(
-    sequence: Sequence, news: list[Output], tier: Tier, arrived: float, load_s: float, facts: Facts
-) -> PromptInfo:
+def _prompt_info(sequence: Sequence, news: list[Output], origin: _Origin) -> PromptInfo:
     return PromptInfo(
-        text=facts.vocabulary.decode(sequence.prompt_ids),
+        text=origin.vocabulary.decode(sequence.prompt_ids),
         num_tokens=len(sequence.prompt_ids),
-        tier=tier,
-        queue_s=(sequence.first_step_at or time.monotonic()) - arrived,
-        load_s=load_s,
+        tier=origin.tier,
+        queue_s=(sequence.first_step_at or time.monotonic()) - origin.arrived,
+        load_s=origin.load_s,
         tokens=tuple(token for output in news for token in output.prompt_tokens),
+        revision=origin.revision,
     )
 
 

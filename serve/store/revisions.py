@@ -241,7 +241,7 @@ class Store:
                 check_folder(folder)
                 check_finite(folder)
                 _seal(folder)
-                return self._move_in(wanted, folder, revision or _content_hash(folder), alias)
+                return self._move_in(wanted, folder, revision or content_hash(folder), alias)
         finally:
             self.discard(folder)
 
@@ -326,7 +326,7 @@ class _Embedded:
 
     @cached_property
     def revision(self) -> str:
-        return _content_hash(self.path)
+        return content_hash(self.path)
 
 
 def finish_weights(folder: Path) -> None:
@@ -366,7 +366,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _content_hash(folder: Path) -> str:
+def content_hash(folder: Path) -> str:
     """sha256 over the sorted (name, sha256) of all files, shortened to the length of a commit's."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -1,6 +1,6 @@
 """Train a small GPT-2 from nothing on a file of short texts: the recipe behind `fledgling`.
 
-    python -m serve.training.base --corpus tweets.txt.gz --out serve/training/fledgling
+    python -m serve.training.base --corpus tweets.txt.gz --out serve/store/embedded/fledgling
 
 One text a line. Learns a byte-level BPE, packs the texts (``<|endoftext|>`` between them) into
 blocks of the model's context, and trains with Muon on the hidden matrices and AdamW on the rest
@@ -116,7 +116,8 @@ def held_out_loss(model: GPT2LMHeadModel, blocks: Tensor, device: torch.device) 
     """Mean loss in nats a token over all of `blocks`, in float32."""
     model.eval()
     total = 0.0
-    for batch in blocks.split(32):
+    for start in range(0, len(blocks), 32):
+        batch = blocks[start : start + 32]
         logits = model(input_ids=batch.to(device), use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits[:, :-1].float().flatten(0, 1), batch[:, 1:].to(device).flatten(), reduction="sum"

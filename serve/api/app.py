@@ -1,0 +1,123 @@
+"""The HTTP application, built over the protocols of `serve.types`.
+
+It does not know what stands behind them: an engine in this process, a Ray Serve handle, or a test's fake.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import uuid4
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api import files as files_api
+from serve.api import fine_tuning, health, huggingface, openai, status
+from serve.api.service import Limits, Service
+from serve.errors import RookeryError
+from serve.metrics import Metrics
+from serve.types import Catalogue, Files, Generator, Jobs
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_CLIENT_LEFT = 499  # nginx's number, for the metrics only: nobody is there to read it
+
+_PAGE = """<!doctype html><meta charset="utf-8"><title>Rookery</title>
+<h1>Rookery</h1><p>Personal tweet models over HTTP. <a href="v1/models">Models</a>, <a href="openapi.json">API</a>.</p>
+"""
+
+
+def build_api(
+    *,
+    generator: Generator,
+    catalogue: Catalogue,
+    files: Files,
+    jobs: Jobs,
+    upload_dir: Path,
+    default_base: str = "fledgling",
+    metrics: Metrics | None = None,
+    extra_metrics: Callable[[], Awaitable[str]] | None = None,
+    limits: Limits | None = None,
+) -> FastAPI:
+    """All routes over the given parts. `extra_metrics` gives the exposition of other processes."""
+    upload_dir.mkdir(parents=True, exist_ok=True)
+    service = Service(
+        generator=generator,
+        catalogue=catalogue,
+        files=files,
+        jobs=jobs,
+        upload_dir=upload_dir,
+        default_base=default_base,
+        metrics=metrics or Metrics(),
+        limits=limits or Limits(),
+    )
+    app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
+    for router in (
+        openai.router(service),
+        files_api.router(service),
+        fine_tuning.router(service),
+        huggingface.router(service),
+        health.router(service, extra_metrics),
+    ):
+        app.include_router(router)
+
+    @app.get("/", include_in_schema=False)
+    async def front_page(request: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    status.install(app)
+    app.add_middleware(RequestBorder, metrics=service.metrics)
+    return app
+
+
+class RequestBorder:
+    """Around every request: its id, its count and duration, and an answer of ours whatever goes wrong inside."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        arrived = time.perf_counter()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived)
+        answered = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            answered = answered or _CLIENT_LEFT
+        except Exception:
+            log.exception("request_failed request_id=%s", request_id)
+            if answered:
+                raise  # the head is out: closing the connection is all that is left
+            error = RookeryError(f"The server failed on this request; its id is {request_id}.")
+            await status.reply_to(error, scope["path"])(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(answered or _CLIENT_LEFT)).inc()
+            self._metrics.request_duration.labels(route).observe(time.perf_counter() - arrived)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own, when it is fit for a log line."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid4().hex}"

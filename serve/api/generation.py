@@ -1,0 +1,267 @@
+"""One generation between HTTP and a Generator: bounds, deadline, the client's leaving, first-token time.
+
+It does not know either wire format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve.api.service import Limits, Service
+from serve.api.status import body_of, to_json
+from serve.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
+from serve.types import Delta, FinishReason, GenerationRequest, ModelId, PromptInfo, SamplingParams, TokenInfo
+
+log = logging.getLogger(__name__)
+
+MAX_CHOICES = 16
+MAX_NEW_TOKENS = 2048  # the longest context of any GPT-2 we serve; the model's own limit is checked by the engine
+MAX_TOKEN_ID = 299_999
+MAX_STOP_CHARS = 64
+MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
+_COLDEST = 0.01  # a temperature below overflows the logits; at this one sampling is greedy in all but name
+_LOWEST_LOGPROB = -9999.0  # JSON has no -inf; OpenAI's own floor
+
+
+@dataclass(slots=True)
+class Sequence:
+    """What one sequence has become so far."""
+
+    text: str = ""
+    tokens: list[TokenInfo] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    prompt: PromptInfo | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """`best_of` ranks by it. The mean, so that short answers are not preferred."""
+        logprobs = [finite(token.logprob) or 0.0 for token in self.tokens]
+        return sum(logprobs) / len(logprobs) if logprobs else _LOWEST_LOGPROB
+
+    def add(self, delta: Delta) -> None:
+        if delta.error is not None:
+            raise GenerationFailed(delta.error)
+        self.text += delta.text
+        self.tokens.extend(delta.tokens)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+        self.prompt = delta.prompt or self.prompt
+
+
+class Run:
+    """One request to the generator and what came of it: `sequences[prompt * num_choices + choice]`."""
+
+    def __init__(self, service: Service, request: GenerationRequest, arrived: float) -> None:
+        check_budget(request, service.limits)
+        self.request = request
+        self.sequences = [Sequence() for _ in range(len(request.prompts) * request.num_choices)]
+        self.arrived = arrived
+        self.first_prompt: PromptInfo | None = None
+        self._service = service
+        self._has_token = False
+
+    async def batches(self) -> AsyncGenerator[list[Delta], None]:
+        """Deltas as they come, already added to `sequences`. Closing it closes the generator."""
+        source = self._service.generator.generate(self.request)
+        try:
+            async for batch in source:
+                for delta in batch:
+                    self._take(delta)
+                yield batch
+        finally:
+            if (close := getattr(source, "aclose", None)) is not None:
+                await close()
+        if any(sequence.finish_reason is None for sequence in self.sequences):
+            raise GenerationFailed("The generation ended before every sequence was complete; please try again.")
+
+    async def finish(self) -> list[Sequence]:
+        """All sequences, complete."""
+        async with aclosing(self.batches()) as batches:
+            async for _ in batches:
+                pass
+        return self.sequences
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Each prompt once, however many choices it has."""
+        firsts = self.sequences[:: self.request.num_choices]
+        return sum(sequence.prompt.num_tokens for sequence in firsts if sequence.prompt)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(len(sequence.tokens) for sequence in self.sequences)
+
+    def _take(self, delta: Delta) -> None:
+        metrics = self._service.metrics
+        self.sequences[delta.index].add(delta)
+        if delta.prompt is not None:
+            self.first_prompt = self.first_prompt or delta.prompt
+            if delta.index % self.request.num_choices == 0:
+                metrics.prompt_tokens.inc(delta.prompt.num_tokens)
+        metrics.tokens_generated.inc(len(delta.tokens))
+        if delta.tokens and not self._has_token and self.first_prompt is not None:
+            self._has_token = True
+            waited_s = time.perf_counter() - self.arrived
+            metrics.time_to_first_token.labels(self.first_prompt.tier).observe(waited_s)
+
+
+class EventStream(Response):
+    """A stream of server-sent events that ends in the events' own end mark or in an error event.
+
+    The head waits for the first event, so an error before it is an ordinary HTTP error. Everything runs in
+    one task: the generator is closed where it was opened, also when the client leaves.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], head: Callable[[], Mapping[str, str]], deadline_s: float
+    ) -> None:
+        super().__init__()
+        self._events = events
+        self._head = head
+        self._deadline_s = deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_started = False
+        try:
+            async with while_wanted(receive, self._deadline_s), aclosing(self._events) as events:
+                async for event in events:
+                    if not is_started:
+                        is_started = True
+                        await send(self._start())
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if not is_started:
+                raise
+            await send({"type": "http.response.body", "body": _error_event(error, scope["path"]), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _start(self) -> dict[str, Any]:
+        self.headers.update({"cache-control": "no-cache", "x-accel-buffering": "no", **self._head()})
+        del self.headers["content-length"]
+        return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+
+
+def _error_event(error: Exception, path: str) -> bytes:
+    if not isinstance(error, RookeryError):
+        log.error("stream_failed", exc_info=error)
+        error = RookeryError("The server failed in the middle of this answer.")
+    body = body_of(error, path)
+    if not isinstance(body["error"], dict):
+        body.setdefault("error_type", "incomplete_generation")
+    return b"data: " + to_json(body) + b"\n\n"
+
+
+@asynccontextmanager
+async def while_wanted(receive: Receive, deadline_s: float) -> AsyncIterator[None]:
+    """Cancels the block when the client leaves or time is up; the request body must have been read.
+
+    Raises: ClientDisconnect, DeadlineExceeded.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        async with asyncio.timeout(deadline_s):
+            yield
+    except TimeoutError as exc:
+        raise DeadlineExceeded(f"The answer was not complete after {deadline_s:g} s.") from exc
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        watcher.cancel()
+
+
+def check_budget(request: GenerationRequest, limits: Limits) -> None:
+    """Raises: InvalidRequest when the request as a whole asks for too much."""
+    num_prompts, num_sequences = len(request.prompts), len(request.prompts) * request.num_choices
+    if not 1 <= num_prompts <= limits.prompts:
+        raise InvalidRequest(f"'prompt' must hold 1 to {limits.prompts} prompts, not {num_prompts}.", param="prompt")
+    if num_sequences > limits.sequences:
+        raise InvalidRequest(
+            f"{num_prompts} prompts with {request.num_choices} choices each are {num_sequences} sequences; "
+            f"at most {limits.sequences} are generated at once.",
+            param="n",
+        )
+    num_bytes = sum(len(prompt.encode()) for prompt in request.prompts if isinstance(prompt, str))
+    num_bytes += sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
+    if num_bytes > limits.prompt_bytes:
+        raise InvalidRequest(
+            f"The prompts have {num_bytes} bytes; at most {limits.prompt_bytes} are read.", param="prompt"
+        )
+    asked = request.sampling.get("max_new_tokens", SamplingParams().max_new_tokens)
+    if num_sequences * asked > limits.new_tokens:
+        raise InvalidRequest(
+            f"{num_sequences} sequences of up to {asked} tokens are {num_sequences * asked} tokens; "
+            f"at most {limits.new_tokens} are generated for one request.",
+            param="max_tokens",
+        )
+
+
+def check_model_id(model_id: str) -> str:
+    """Raises: ModelNotFound when no model can have this name."""
+    ModelId.parse(model_id)
+    return model_id
+
+
+def pick_seed(seed: int | None) -> int:
+    """The caller's, as 64 unsigned bits; else a random one that a JavaScript number can hold exactly."""
+    return secrets.randbits(53) if seed is None else seed & MAX_SEED
+
+
+def warm(temperature: float) -> float:
+    """0 stays 0 (greedy); what lies closer to it than numbers allow is raised."""
+    return 0.0 if temperature == 0 else max(temperature, _COLDEST)
+
+
+def finite(logprob: float | None) -> float | None:
+    """A logprob as JSON can carry it."""
+    return None if logprob is None else max(logprob, _LOWEST_LOGPROB)
+
+
+def timing_headers(run: Run) -> dict[str, str]:
+    """What is known once the first delta is here; times in milliseconds, as text-generation-inference sends them."""
+    prompt = run.first_prompt
+    if prompt is None:
+        return {}
+    return {
+        "x-queue-time": _ms(prompt.queue_s),
+        "x-model-load-time": _ms(prompt.load_s),
+        "x-model-tier": prompt.tier,
+        "x-prompt-tokens": str(run.num_prompt_tokens),
+    }
+
+
+def arrival(request: Request) -> float:
+    """`time.perf_counter()` when the request came."""
+    arrived: float = request.state.arrived
+    return arrived
+
+
+def _ms(seconds: float) -> str:
+    return str(max(0, round(seconds * 1000)))

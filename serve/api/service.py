@@ -1,0 +1,39 @@
+"""What every route needs: the parts behind the API, and the limits in front of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from serve.metrics import Metrics
+from serve.types import Catalogue, Files, Generator, Jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much and how long a caller may ask; everything beyond is refused with a clear answer."""
+
+    json_bytes: int = 1 << 20
+    upload_bytes: int = 512 << 20
+    prompt_bytes: int = 256 << 10
+    prompts: int = 64
+    sequences: int = 128  # prompts times choices
+    new_tokens: int = 65_536  # sequences times max tokens: 64 whole contexts of GPT-2
+    read_s: float = 30.0  # between two pieces of a request body
+    json_read_s: float = 30.0  # a whole JSON body
+    generate_s: float = 600.0  # a whole generation, a cold start included: the openai client's own timeout
+    ready_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts, wired once at start-up and handed to every router."""
+
+    generator: Generator
+    catalogue: Catalogue
+    files: Files
+    jobs: Jobs
+    upload_dir: Path
+    default_base: str
+    metrics: Metrics = field(default_factory=Metrics)
+    limits: Limits = field(default_factory=Limits)

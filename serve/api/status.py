@@ -1,0 +1,205 @@
+"""The one place where an error becomes an HTTP status and a body.
+
+OpenAI's shape under /v1, text-generation-inference's elsewhere. Bodies are at most 4 KB and never carry what
+the caller sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from serve.errors import (
+    BadUpload,
+    Conflict,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    GenerationFailed,
+    InvalidRequest,
+    ModelGated,
+    ModelNotFound,
+    ModelTooLarge,
+    ModelUnusable,
+    NotFound,
+    Overloaded,
+    RookeryError,
+    StoreUnavailable,
+)
+
+T = TypeVar("T")
+
+
+class RouteNotFound(RookeryError):
+    code = "unknown_url"
+
+
+class MethodNotAllowed(RookeryError):
+    code = "method_not_allowed"
+
+
+class BodyTooLarge(RookeryError):
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(RookeryError):
+    code = "unsupported_media_type"
+
+
+class BodyTooSlow(RookeryError):
+    code = "request_timeout"
+
+
+STATUS: Mapping[type[RookeryError], int] = {
+    InvalidRequest: 400,
+    ContextLengthExceeded: 400,
+    BadUpload: 400,
+    ModelGated: 403,
+    ModelNotFound: 404,
+    NotFound: 404,
+    RouteNotFound: 404,
+    MethodNotAllowed: 405,
+    BodyTooSlow: 408,
+    Conflict: 409,
+    BodyTooLarge: 413,
+    UnsupportedMediaType: 415,
+    ModelUnusable: 422,
+    ModelTooLarge: 422,
+    Overloaded: 429,
+    RookeryError: 500,
+    StoreUnavailable: 503,
+    DeadlineExceeded: 504,
+}
+
+# text-generation-inference's own words and statuses (Source: its router/src/infer, `InferError`); kinds it does
+# not know go without a type, and huggingface_hub then raises by the status.
+_TGI: Mapping[type[RookeryError], tuple[str, int]] = {
+    InvalidRequest: ("validation", 422),
+    GenerationFailed: ("generation", 424),
+    Overloaded: ("overloaded", 429),
+}
+
+# The openai client repeats 408, 409, 429 and every 5xx twice; for these a second try gives the same answer.
+_FINAL = (Conflict, GenerationFailed, DeadlineExceeded, BodyTooSlow)
+
+_MAX_MESSAGE = 1000
+_MAX_ERRORS = 5
+
+
+def status_of(error: RookeryError, path: str) -> int:
+    """The HTTP status of `error` on `path`."""
+    tgi = None if is_openai(path) else _nearest(_TGI, error)
+    status = _nearest(STATUS, error)
+    assert status is not None
+    return tgi[1] if tgi else status
+
+
+def body_of(error: RookeryError, path: str) -> dict[str, Any]:
+    """The JSON body of `error` in the shape that callers of `path` expect."""
+    message = error.message[:_MAX_MESSAGE]
+    if is_openai(path):
+        status = status_of(error, path)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        overloaded = isinstance(error, Overloaded)
+        return {
+            "error": {
+                "message": message,
+                "type": "rate_limit_error" if overloaded else kind,
+                "param": error.param,
+                "code": "rate_limit_exceeded" if overloaded else error.code,
+            }
+        }
+    body: dict[str, Any] = {"error": message}
+    if tgi := _nearest(_TGI, error):
+        body["error_type"] = tgi[0]
+    if isinstance(error, StoreUnavailable):
+        body["estimated_time"] = _retry_after(error)  # the old Inference API's word for Retry-After
+    return body
+
+
+def reply_to(error: RookeryError, path: str) -> Response:
+    """The whole HTTP answer for `error`."""
+    status = status_of(error, path)
+    headers = {}
+    if status in (429, 503):
+        headers["retry-after"] = str(_retry_after(error))
+    if isinstance(error, _FINAL):
+        headers["x-should-retry"] = "false"
+    return json_reply(body_of(error, path), status, headers)
+
+
+def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON in ASCII: any text a model or a user can produce survives it."""
+    return Response(to_json(content), status, dict(headers or {}), media_type="application/json")
+
+
+def to_json(content: Any) -> bytes:
+    """ASCII on purpose: some clients split event streams at U+2028, and a lone surrogate has no UTF-8."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def is_openai(path: str) -> bool:
+    return path == "/v1" or path.startswith("/v1/")
+
+
+def invalid(errors: ValidationError | RequestValidationError) -> InvalidRequest:
+    """Pydantic's findings as one error of ours: fields are named, values are not repeated."""
+    if isinstance(errors, ValidationError):
+        found = errors.errors(include_url=False, include_context=False, include_input=False)[:_MAX_ERRORS]
+        paths = [_dotted(error["loc"]) for error in found]
+    else:  # FastAPI's own, for query parameters: ("query", "limit")
+        found = list(errors.errors())[:_MAX_ERRORS]
+        paths = [_dotted(error["loc"][1:]) for error in found]
+    said = [
+        f"'{path}': {error['msg']}" if path else str(error["msg"]) for path, error in zip(paths, found, strict=True)
+    ]
+    return InvalidRequest("; ".join(said)[: _MAX_MESSAGE - 1] + ".", param=paths[0] or None)
+
+
+def install(app: FastAPI) -> None:
+    """Makes `app` answer every error in our shapes."""
+
+    async def on_rookery_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RookeryError)
+        return reply_to(error, request.url.path)
+
+    async def on_bad_query(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return reply_to(invalid(error), request.url.path)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        reply = reply_to(_from_http(error), request.url.path)
+        reply.headers.update(error.headers or {})  # `Allow` of a 405
+        return reply
+
+    app.add_exception_handler(RookeryError, on_rookery_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
+    app.add_exception_handler(HTTPException, on_http_error)
+
+
+def _from_http(error: HTTPException) -> RookeryError:
+    if error.status_code == 404:
+        return RouteNotFound("There is nothing at this address; see /openapi.json for what there is.")
+    if error.status_code == 405:
+        return MethodNotAllowed("This address does not take that method; see the 'Allow' header.")
+    return InvalidRequest("The request cannot be read.")
+
+
+def _nearest(table: Mapping[type[RookeryError], T], error: RookeryError) -> T | None:
+    return next((table[kind] for kind in type(error).__mro__ if kind in table), None)
+
+
+def _retry_after(error: RookeryError) -> int:
+    return max(1, math.ceil(error.retry_after_s or 1.0))
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    return ".".join(str(part)[:64] for part in loc)

@@ -1,0 +1,325 @@
+"""The process that runs one claimed job, from its archives to a published model.
+
+    python -m serve.training.run --job ftjob-... --token 3 --parent 4711  < options.json
+
+Started and watched by `serve.training.supervisor`, which keeps the lease; SIGTERM makes it give the job back.
+It exits 0 when the job's row says how the attempt ended, anything else when the supervisor must.
+
+A model is published once, whenever processes die or are stopped and woken: the row first says which staged folder
+becomes which revision; the next attempt then takes that folder away, so the earlier one cannot publish any more,
+and looks whether it had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve.errors import Conflict, ModelNotFound, RookeryError, StoreUnavailable
+from serve.store.revisions import Revision, Store, content_hash
+from serve.training.database import Database
+from serve.training.jobs import JobStore
+from serve.training.options import RunOptions
+from serve.training.preprocess import Preprocessed, preprocess
+from serve.training.queue import MAX_ATTEMPTS, Claim, JobQueue, Publication
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: only when there is something to train
+    from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress
+
+logger = logging.getLogger(__name__)
+
+NICENESS = 10
+SECONDS_BETWEEN_EVENTS = 1.0
+_PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
+
+
+class Stop(Exception):
+    """SIGTERM came: the job is to be given back."""
+
+
+class JobRun:
+    """One attempt at one job."""
+
+    def __init__(self, options: RunOptions, job_id: str, fence: int) -> None:
+        self._options = options
+        self._database = Database(options.database_url)
+        self._queue = JobQueue(self._database)
+        self._store = Store(options.data_dir, embedded=options.embedded)
+        self._claim: Claim = self._queue.resume(job_id, fence)
+        self._phases: dict[str, float] = {}
+        self._last_event = 0.0
+        self._stopping = False
+
+    def stop(self, *_signal: Any) -> None:
+        """Asks it to give the job back at the next opportunity (a training step)."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Tells the story of the job, and puts how it ended into its row. Raises: Conflict when the claim is lost."""
+        try:
+            self._run()
+        except Stop:
+            status = self._queue.release(self._claim)
+            logger.info("job_released job_id=%s status=%s", self._claim.job.id, status)
+        except Exception as exc:
+            self._settle(exc)
+
+    def _run(self) -> None:
+        # 1. What the attempt before left behind.
+        adopted = self._settle_pending()
+        if adopted is not None:
+            return self._finish(adopted)
+        if self._claim.attempt > MAX_ATTEMPTS:
+            self._queue.abandon(self._claim, "its process died while it published")
+            return None
+
+        # 2. What to learn, and from which model.
+        with self._phase("preprocess"):
+            data = self._preprocess()
+        with self._phase("locate_base"):
+            base = self._locate_base()
+        with self._phase("import"):
+            import serve.training.finetune  # noqa: F401
+
+        # 3. Learn it, in a folder that nobody sees yet.
+        stage = self._store.stage()
+        try:
+            with self._phase("train"):
+                spec, result = self._train(data, base, stage)
+            with self._phase("publish"):
+                revision = self._publish(stage, data.model_id)
+        finally:
+            self._store.discard(stage)
+        logger.info("job_trained job_id=%s steps=%d loss=%.4f", self._claim.job.id, result.num_steps, result.train_loss)
+        return self._finish(revision)
+
+    @contextlib.contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        self._check_stop()
+        started = time.monotonic()
+        yield
+        self._phases[name] = round(time.monotonic() - started, 3)
+        logger.info("job_phase job_id=%s phase=%s duration_s=%.3f", self._claim.job.id, name, self._phases[name])
+
+    def _check_stop(self) -> None:
+        if self._stopping:
+            raise Stop
+
+    # --- Phases -------------------------------------------------------------------------------------------
+
+    def _preprocess(self) -> Preprocessed:
+        job = self._claim.job
+        files = JobStore(self._database, self._options.uploads)
+        entries = [(files.get_file(entry.file_id), entry.handle) for entry in job.request.files]
+        data = preprocess(entries, suffix=job.request.suffix)
+        for person in data.people:
+            counts = person.cleaned.counts
+            few = person.cleaned.status == "warn_few"
+            self._queue.add_event(
+                self._claim,
+                f"'{person.handle}': {counts['downloaded']:,} posts, of which {counts['retweets']:,} are retweets and "
+                f"{counts['short']:,} too short; {counts['kept']:,} are kept."
+                + (" That is little: the model will repeat them." if few else ""),
+                level="warn" if few else "info",
+            )
+        return data
+
+    def _locate_base(self) -> Revision:
+        options, base_model = self._options, self._claim.job.request.base_model
+        if not options.hub_enabled:
+            return self._store.resolve(base_model)
+        from serve.store.hub import Hub
+
+        hub = Hub(self._store, endpoint=options.hub_endpoint, token=options.hub_token)
+        return hub.locate(base_model)
+
+    def _train(self, data: Preprocessed, base: Revision, stage: Path) -> tuple[FineTuneSpec, FineTuneResult]:
+        from serve.training.dataset import build_dataset, epoch_texts
+        from serve.training.finetune import (
+            BATCH_SIZE,
+            LEARNING_RATE,
+            NUM_EPOCHS,
+            FineTuneSpec,
+            Stopped,
+            find_checkpoint,
+            finetune,
+        )
+        from serve.training.tracking import Making, write_records
+
+        job, wanted = self._claim.job, self._claim.job.request.hyperparameters
+        dataset = build_dataset(data.kept_by_handle, seed=job.seed)
+        work = self._options.work_of(job.id)
+        # The last attempt starts anew, in case it is the checkpoint that kills.
+        checkpoint = find_checkpoint(work) if self._claim.attempt < MAX_ATTEMPTS else None
+        if checkpoint is not None:
+            self._queue.add_event(self._claim, f"Training goes on from {checkpoint.name.replace('-', ' ')}.")
+        spec = FineTuneSpec(
+            base=base.path,
+            epochs=[epoch_texts(dataset, job.seed, epoch) for epoch in range(wanted.n_epochs or NUM_EPOCHS)],
+            held_out=dataset.held_out,
+            out=stage,
+            seed=job.seed,
+            batch_size=wanted.batch_size or BATCH_SIZE,
+            learning_rate=LEARNING_RATE * (wanted.learning_rate_multiplier or 1.0),
+            num_threads=self._options.num_threads,
+            work=work / str(self._claim.fence),
+            resume_from=checkpoint,
+            checkpoint_every_s=self._options.checkpoint_every_s,
+        )
+        try:
+            result = finetune(spec, on_progress=self._report, should_stop=lambda: self._stopping)
+        except Stopped as exc:
+            raise Stop from exc
+        making = Making(job, int(time.time()), base.model_id, base.revision, data, dataset, spec, result)
+        write_records(stage, making)
+        (stage / "README.md").write_text(_card(making), encoding="utf-8")
+        return spec, result
+
+    def _report(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.step < progress.total_steps and now - self._last_event < SECONDS_BETWEEN_EVENTS:
+            return
+        self._last_event = now
+        with contextlib.suppress(StoreUnavailable):  # a busy database must not hold up training
+            self._queue.add_event(
+                self._claim,
+                f"Step {progress.step} of {progress.total_steps}: loss {progress.train_loss:.3f}.",
+                metrics={
+                    "step": progress.step,
+                    "total_steps": progress.total_steps,
+                    "train_loss": progress.train_loss,
+                    "learning_rate": progress.learning_rate,
+                    "tokens": progress.tokens,
+                    "tokens_per_s": progress.tokens_per_s,
+                    "seconds_left": progress.seconds_left,
+                },
+                seconds_left=progress.seconds_left,
+            )
+
+    def _publish(self, stage: Path, model_id: str) -> Revision:
+        revision = content_hash(stage)
+        # Rejected once another attempt has begun; if not, that attempt will know of this folder.
+        self._queue.set_publication(self._claim, Publication(stage, model_id, revision))
+        return self._store.publish(model_id, stage, revision=revision)
+
+    def _settle_pending(self) -> Revision | None:
+        pending = self._claim.pending
+        if pending is None:
+            return None
+        trash = self._store.stage()
+        try:
+            # In one step: whoever still holds that folder's name can rename it no more, or has already.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(pending.stage, trash / "earlier")
+        finally:
+            self._store.discard(trash)
+        try:
+            found = self._store.resolve(f"{pending.model_id}@{pending.revision}")
+        except ModelNotFound:
+            self._queue.set_publication(self._claim, None)
+            return None
+        # It was published, but perhaps not yet named `main`: publishing the same revision again does just that.
+        links = self._store.stage()
+        shutil.copytree(found.path, links, copy_function=os.link, dirs_exist_ok=True)
+        return self._store.publish(pending.model_id, links, revision=pending.revision)
+
+    def _finish(self, revision: Revision) -> None:
+        from serve.training.tracking import job_result, read_provenance
+
+        provenance = read_provenance(revision.path)
+        self._queue.finish(
+            self._claim,
+            model_id=revision.model_id,
+            trained_tokens=provenance["trained_tokens"],
+            result={**job_result(provenance), "revision": revision.revision, "phases_s": self._phases},
+        )
+
+    # --- Ends ---------------------------------------------------------------------------------------------
+
+    def _settle(self, exc: Exception) -> None:
+        """An error that a user can understand ends the job; one that may pass is tried again; others are raised."""
+        self._queue.check(self._claim)
+        if _is_disk_full(exc):
+            message = "The disk is full. Start the job again when there is room."
+            self._queue.fail(self._claim, code="disk_full", message=message)
+        elif isinstance(exc, StoreUnavailable):
+            logger.warning("job_attempt_failed job_id=%s reason=%s", self._claim.job.id, exc.message)
+            self._queue.abandon(self._claim, exc.message.rstrip("."), self._options.retry_delay_s)
+        elif isinstance(exc, RookeryError):
+            self._queue.fail(self._claim, code=exc.code, message=exc.message, param=exc.param)
+        else:
+            raise exc
+
+
+def _card(making: Any) -> str:
+    from serve.store.card import CardFacts, build_card
+    from serve.training.tracking import card_losses, hyperparameters
+
+    people = making.data.people
+    return build_card(
+        CardFacts(
+            model_id=making.data.model_id,
+            handles=making.data.handles,
+            base_model=making.base_model,
+            display_names={person.handle: person.display_name for person in people if person.display_name},
+            counts=making.data.counts,
+            hyperparameters=hyperparameters(making),
+            losses=card_losses(making),
+            trained_on=time.strftime("%Y-%m-%d", time.gmtime(making.created_at)),
+        )
+    )
+
+
+def _is_disk_full(exc: BaseException | None) -> bool:
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+# --- The process ------------------------------------------------------------------------------------------
+
+
+def _tie_to_parent(parent: int) -> None:
+    """Dies with its supervisor, however that dies: nobody else would keep the lease or stop it."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it had died before
+        os._exit(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--job", required=True, help="the job's id")
+    parser.add_argument("--token", type=int, required=True, help="the fencing token of its claim")
+    parser.add_argument("--parent", type=int, required=True, help="the process without which this one ends")
+    arguments = parser.parse_args()
+    _tie_to_parent(arguments.parent)
+    os.nice(NICENESS)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    stopped_early: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stopped_early.append(number))
+    options = RunOptions.from_json(sys.stdin.read())
+    try:
+        job_run = JobRun(options, arguments.job, arguments.token)
+        signal.signal(signal.SIGTERM, job_run.stop)
+        if stopped_early:
+            job_run.stop()
+        job_run.run()
+    except Conflict:
+        logger.warning("job_lost job_id=%s fence=%d", arguments.job, arguments.token)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The API over the real parts: engine, pool, store and job table, with tiny models, by the real clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+import torch
+from fastapi import FastAPI
+from openai import AsyncOpenAI
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from serve.api.app import build_api
+from serve.generator import LocalGenerator
+from serve.metrics import Metrics
+from serve.settings import Settings
+from serve.store.revisions import Store
+from serve.training.database import Database
+from serve.training.jobs import JobStore
+from serve.types import Catalogue, Files, Generator, Jobs
+from tests.fakes.models import write_tiny_gpt2
+
+ADA = "huggingtweets/ada"
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
+    for seed, name in enumerate(("ada", "bob", "base")):
+        write_tiny_gpt2(tmp_path / "models" / "huggingtweets" / name, seed=seed)
+    settings = Settings(
+        data=tmp_path, base="huggingtweets/base", dtype="float32", memory_bytes=1 << 28, hub_enabled=False
+    )
+    metrics = Metrics()
+    local = LocalGenerator(settings, metrics=metrics)
+    generator: Generator = local
+    catalogue: Catalogue = Store(tmp_path, embedded={})
+    store = JobStore(Database(settings.sql_url), tmp_path / "files")
+    files: Files = store
+    jobs: Jobs = store
+    yield build_api(
+        generator=generator,
+        catalogue=catalogue,
+        files=files,
+        jobs=jobs,
+        upload_dir=tmp_path / "uploads",
+        default_base=settings.base,
+        metrics=metrics,
+    )
+    await local.close()
+
+
+@pytest.fixture
+async def ai(app: FastAPI) -> AsyncIterator[AsyncOpenAI]:
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app))
+    async with AsyncOpenAI(base_url="http://rookery/v1", api_key="any", http_client=http, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://rookery") as client:
+        yield client
+
+
+async def test_greedy_text_and_logprobs_are_those_of_transformers(ai: AsyncOpenAI, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / ADA
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("My dream is", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        full = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)[0]
+        logprobs = model(full[None]).logits[0].log_softmax(-1)
+    expected = [float(logprobs[i, token]) for i, token in enumerate(full.tolist()[1:])]
+    [choice] = (
+        await ai.completions.create(
+            model=ADA, prompt="My dream is", max_tokens=12, temperature=0, logprobs=2, echo=True
+        )
+    ).choices
+    assert choice.text == tokenizer.decode(full, skip_special_tokens=True)
+    assert choice.logprobs and choice.logprobs.token_logprobs
+    assert choice.logprobs.token_logprobs[0] is None
+    assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_a_stream_and_a_whole_answer_of_one_seed_are_the_same_text(
+    ai: AsyncOpenAI, client: httpx.AsyncClient
+) -> None:
+    asked: dict[str, Any] = {"model": ADA, "prompt": ["My dream", "Today"], "n": 3, "seed": 5, "max_tokens": 40}
+    whole = await ai.completions.create(**asked)
+    texts = [""] * 6
+    async for chunk in await ai.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+    body = {"inputs": "My dream", "parameters": {"seed": 5, "max_new_tokens": 40, "details": True}}
+    told = (await client.post(f"/models/{ADA}", json=body)).json()[0]
+    streamed = await client.post(f"/models/{ADA}", json={**body, "stream": True})
+    events = [httpx.Response(200, content=line[5:]).json() for line in streamed.text.splitlines() if line]
+    assert "My dream" + "".join(event["token"]["text"] for event in events) == told["generated_text"]
+    assert events[-1]["generated_text"] == told["generated_text"]
+    assert events[-1]["details"]["finish_reason"] == told["details"]["finish_reason"]
+    assert len(events) == told["details"]["generated_tokens"] == len(told["details"]["tokens"])
+
+
+async def test_many_models_answer_at_once(ai: AsyncOpenAI) -> None:
+    names = ["ada", "bob", "base"] * 4
+    answers = await asyncio.gather(
+        *(ai.completions.create(model=f"huggingtweets/{name}", prompt="a", temperature=0) for name in names)
+    )
+    texts = {name: {a.choices[0].text for n, a in zip(names, answers, strict=True) if n == name} for name in names}
+    assert all(len(found) == 1 for found in texts.values())
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"model": "huggingtweets/none"}, "model_not_found"),
+        ({"prompt": "word " * 200}, "context_length_exceeded"),
+        ({"max_tokens": 1000}, "context_length_exceeded"),
+        ({"prompt": [100_000]}, "invalid_value"),
+        ({"logit_bias": {"100000": 1}}, "invalid_value"),
+    ],
+)
+async def test_what_the_model_cannot_do_is_a_clear_4xx(ai: AsyncOpenAI, asked: dict[str, Any], code: str) -> None:
+    for stream in (False, True):
+        with pytest.raises(openai.APIStatusError) as refused:
+            await ai.completions.create(**{"model": ADA, "prompt": "a", **asked}, stream=stream)
+        assert refused.value.code == code and refused.value.status_code in (400, 404)
+
+
+async def test_ready_models_and_metrics_are_the_real_ones(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/readyz")).status_code == 200
+    listed = [model["id"] for model in (await client.get("/v1/models")).json()["data"]]
+    assert {ADA, "huggingtweets/bob", "huggingtweets/base"} <= set(listed)
+    assert (await client.delete(f"/v1/models/{ADA.replace('/', '%2F')}")).json()["deleted"]
+    answer = await client.post("/v1/completions", json={"model": ADA, "prompt": "a"})
+    assert answer.status_code == 404
+    text = (await client.get("/metrics")).text
+    assert "rookery_pool_resident_models 1.0" in text
+
+
+async def test_what_is_no_archive_is_refused_by_the_real_job_table_and_not_kept(
+    ai: AsyncOpenAI, client: httpx.AsyncClient
+) -> None:
+    file = await ai.files.create(file=("ada.zip", b"no archive"), purpose="fine-tune")
+    assert [found.id async for found in ai.files.list()] == [file.id]
+    with pytest.raises(openai.BadRequestError) as refused:
+        await ai.fine_tuning.jobs.create(model="fledgling", training_file=file.id, metadata={"handle": "ada"})
+    assert refused.value.code in ("bad_upload", "too_few_tweets"), refused.value.message
+    answer = await client.post("/v1/bots", files={"archive": ("a.zip", b"no archive")}, data={"handle": "ada"})
+    assert answer.status_code == 400
+    assert [found.id async for found in ai.files.list()] == [file.id]
+    assert [job async for job in ai.fine_tuning.jobs.list(metadata={"a": "b"})] == []

@@ -1,0 +1,22 @@
+"""The metrics: names, and one owner for each where processes are separate."""
+
+from __future__ import annotations
+
+from serve.metrics import Metrics
+
+
+def names(metrics: Metrics) -> set[str]:
+    return {family.name for family in metrics.registry.collect()}
+
+
+def test_parts_own_disjoint_metrics_that_add_up_to_all() -> None:
+    api, engine, training = (names(Metrics(part=part)) for part in ("api", "engine", "training"))
+    assert api | engine | training == names(Metrics())
+    assert not (api & engine or engine & training or api & training)
+    assert all(name.startswith("rookery_") for name in names(Metrics()))
+
+
+def test_a_metric_of_another_part_can_be_called_and_is_not_shown() -> None:
+    metrics = Metrics(part="api")
+    metrics.queue_depth.set(3)
+    assert "queue_depth" not in metrics.render()

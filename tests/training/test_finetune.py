@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from serve.errors import BadUpload, ModelUnusable, TrainingFailed
+from serve.training.evaluate import held_out_loss
+from serve.training.finetune import (
+    FineTuneSpec,
+    Progress,
+    Stopped,
+    cut_blocks,
+    end_of_text_id,
+    find_checkpoint,
+    finetune,
+    load_tokenizer,
+)
+from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
+from tests.training.making import made_up_texts
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> FineTuneSpec:
+    texts = made_up_texts(60)
+    return FineTuneSpec(
+        base=write_tiny_gpt2(tmp_path / "base", dtype=torch.bfloat16),
+        epochs=[texts[:50], texts[49::-1]],
+        held_out=texts[50:],
+        out=tmp_path / "out",
+        seed=3,
+        num_previews=2,
+        num_threads=1,
+    )
+
+
+def _hash(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_held_out_loss_falls_and_every_step_is_told(spec: FineTuneSpec) -> None:
+    seen: list[Progress] = []
+    result = finetune(replace(spec, learning_rate=2e-3), on_progress=seen.append)
+    assert result.loss_before and result.loss_after and result.loss_after < result.loss_before - 0.5
+    assert [progress.step for progress in seen] == list(range(1, result.num_steps + 1))
+    assert seen[-1].seconds_left == 0 and seen[-1].tokens == result.trained_tokens
+    assert seen[0].learning_rate == pytest.approx(2e-3, rel=0.01) and seen[-1].learning_rate < 2e-5  # cosine
+    assert len(result.previews) == 2 and all(text.startswith("My dream is") for text in result.previews)
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(spec: FineTuneSpec, tmp_path: Path) -> None:
+    first = finetune(spec)
+    again = finetune(replace(spec, out=tmp_path / "again"))
+    finetune(replace(spec, out=tmp_path / "other", seed=4))
+    assert _hash(tmp_path / "again") == _hash(spec.out) != _hash(tmp_path / "other")
+    assert (first.loss_after, first.previews) == (again.loss_after, again.previews)
+
+
+def test_folder_has_the_dtype_of_the_base_its_tokenizer_and_sampling_defaults(
+    spec: FineTuneSpec,
+) -> None:
+    assert finetune(spec).dtype == "bfloat16"
+    with safe_open(spec.out / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.bfloat16}  # noqa: SIM118
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"):
+        assert (spec.out / name).read_bytes() == (spec.base / name).read_bytes()
+    config = json.loads((spec.out / "config.json").read_text())
+    assert config["use_cache"] is True and config["dtype"] == "bfloat16"
+    assert json.loads((spec.out / "generation_config.json").read_text()) == {
+        "bos_token_id": END_OF_TEXT,
+        "do_sample": True,
+        "eos_token_id": END_OF_TEXT,
+        "max_length": 64,  # 160 where the context has room for it
+        "min_length": 10,
+        "temperature": 1.0,
+        "top_p": 0.95,
+    }
+
+
+def test_transformers_pipeline_opens_the_folder_as_it_is(spec: FineTuneSpec) -> None:
+    from transformers import pipeline
+
+    finetune(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        generator = pipeline("text-generation", model=str(spec.out))
+        [answer] = generator("My dream is")
+    assert answer["generated_text"].startswith("My dream is")
+
+
+def test_f3_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(spec: FineTuneSpec, tmp_path: Path) -> None:
+    finetune(spec)
+    work = tmp_path / "work"
+    steps: list[int] = []
+    half = replace(spec, out=tmp_path / "half", work=work / "1", checkpoint_every_s=0.0)
+    with pytest.raises(Stopped):
+        finetune(half, on_progress=lambda p: steps.append(p.step), should_stop=lambda: len(steps) == 7)
+    assert not (tmp_path / "half" / "model.safetensors").exists()
+    checkpoint = find_checkpoint(work)
+    assert checkpoint is not None and checkpoint.name == "checkpoint-8"  # asked after seven
+    rest: list[int] = []
+    resumed = replace(spec, out=tmp_path / "resumed", work=work / "2", resume_from=checkpoint)
+    result = finetune(resumed, on_progress=lambda p: rest.append(p.step))
+    assert rest[0] == 9 and [p.step for p in result.history] == list(range(1, result.num_steps + 1))
+    assert _hash(tmp_path / "resumed") == _hash(spec.out)
+
+
+def test_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "1" / "checkpoint-30").mkdir(parents=True)
+    assert find_checkpoint(tmp_path) is None
+    (tmp_path / "1" / "checkpoint-9").mkdir()
+    (tmp_path / "1" / "checkpoint-9" / "COMPLETE").touch()
+    found = find_checkpoint(tmp_path)
+    assert found and found.name == "checkpoint-9"
+
+
+def test_stream_begins_and_ends_each_text_with_end_of_text_and_drops_the_rest(spec: FineTuneSpec) -> None:
+    tokenizer = load_tokenizer(spec.base)
+    end_id = end_of_text_id(tokenizer)
+    whole = cut_blocks([["one two"], ["three"]], tokenizer, end_id, 1000)
+    one, three = tokenizer.encode("one two").ids, tokenizer.encode("three").ids
+    assert whole.tolist() == [[end_id, *one, end_id, end_id, *three, end_id]]
+    blocks = cut_blocks([["one two"], ["three"]], tokenizer, end_id, 4)
+    assert blocks.shape[1] == 4 and blocks.flatten().tolist() == whole[0, : blocks.numel()].tolist()
+
+
+def test_text_that_spells_end_of_text_does_not_end_it(spec: FineTuneSpec) -> None:
+    tokenizer = load_tokenizer(spec.base)
+    blocks = cut_blocks([["what does <|endoftext|> mean"]], tokenizer, end_of_text_id(tokenizer), 1000)
+    assert (blocks == END_OF_TEXT).sum() == 2
+
+
+def test_held_out_loss_does_not_depend_on_how_texts_are_batched(
+    spec: FineTuneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2LMHeadModel.from_pretrained(spec.base, dtype=torch.float32)
+    texts = [encoding.ids for encoding in load_tokenizer(spec.base).encode_batch(list(spec.held_out))]
+    together = held_out_loss(model, texts, END_OF_TEXT)
+    monkeypatch.setattr("serve.training.evaluate.BATCH_TOKENS", 1)
+    assert together == pytest.approx(held_out_loss(model, texts, END_OF_TEXT), abs=1e-5)
+    assert held_out_loss(model, [], END_OF_TEXT) is None
+
+
+def test_nothing_to_learn_from_is_refused(spec: FineTuneSpec) -> None:
+    with pytest.raises(BadUpload, match="no text"):
+        finetune(replace(spec, epochs=[[]]))
+
+
+def test_broken_base_is_refused(spec: FineTuneSpec) -> None:
+    (spec.base / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelUnusable, match="weights"):
+        finetune(spec)
+
+
+def test_loss_that_is_not_a_number_ends_training_with_a_reason(spec: FineTuneSpec) -> None:
+    with pytest.raises(TrainingFailed, match="learning_rate_multiplier"):
+        finetune(replace(spec, learning_rate=1e30))
+
+
+def test_training_writes_no_progress_bars(
+    spec: FineTuneSpec, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "serve")
+    finetune(spec)
+    out, err = capfd.readouterr()
+    assert out == "" and err == ""
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["finetune_phases"]

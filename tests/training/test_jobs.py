@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from serve.errors import BadUpload, Conflict, InvalidRequest, NotFound, StoreUnavailable, TooFewTweets
+from serve.training import jobs as jobs_module
+from serve.training.database import Base, Database, JobRow, now_ms
+from serve.training.jobs import JobStore
+from serve.training.queue import MAX_ATTEMPTS, JobQueue, Publication
+from serve.types import Hyperparameters, JobRequest, JobStatus, TrainingFile
+from tests.training.making import BASE, Training
+
+POSTGRESQL, SQLITE = postgresql.dialect(), sqlite.dialect()  # type: ignore[no-untyped-call]
+ENDED = -1.0  # a lease that has ended when it begins
+
+
+# --- Files ------------------------------------------------------------------------------------------------
+
+
+def test_uploaded_file_is_moved_found_listed_and_deleted(training: Training, tmp_path: Path) -> None:
+    first, second = training.upload(10), training.upload(20)
+    assert not (tmp_path / "upload.txt").exists()
+    assert training.jobs.get_file(first.id) == first
+    assert first.path.stat().st_size == first.num_bytes > 0
+    page = training.jobs.list_files(limit=1)
+    assert page.items == (second,) and page.has_more
+    assert training.jobs.list_files(limit=5, after=second.id).items == (first,)
+    assert training.jobs.list_files(limit=5, newest_first=False).items == (first, second)
+    assert training.jobs.list_files(limit=5, purpose="other").items == ()
+    training.jobs.delete_file(first.id)
+    assert not first.path.exists()
+    with pytest.raises(NotFound, match=first.id):
+        training.jobs.get_file(first.id)
+
+
+def test_file_that_a_waiting_job_needs_is_not_deleted(training: Training) -> None:
+    job = training.create_job()
+    file_id = job.request.files[0].file_id
+    with pytest.raises(Conflict, match=job.id):
+        training.jobs.delete_file(file_id)
+    training.jobs.cancel_job(job.id)
+    training.jobs.delete_file(file_id)
+
+
+# --- Creating ---------------------------------------------------------------------------------------------
+
+
+def test_created_job_is_queued_with_its_counts_and_survives_a_restart(training: Training) -> None:
+    job = training.create_job(number=150)
+    assert job.status is JobStatus.QUEUED
+    assert job.result["counts"] == {"ada": {"downloaded": 150, "retweets": 0, "short": 0, "kept": 150}}
+    training.database.close()
+    reopened = JobStore(Database(training.options.database_url), training.options.uploads)
+    assert reopened.get_job(job.id) == job
+
+
+def test_job_with_too_few_tweets_is_refused_at_once_and_nothing_is_stored(training: Training) -> None:
+    file = training.upload(20)
+    with pytest.raises(TooFewTweets, match="6,000") as caught:
+        training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id, "ada"),)))
+    assert caught.value.param == "training_file"
+    assert training.jobs.list_jobs(limit=5).items == ()
+
+
+def test_job_of_a_file_that_is_no_archive_is_refused_at_once(training: Training, tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(bytes(range(256)) * 40)
+    file = training.jobs.create_file(tmp_path / "noise", "noise.zip", "fine-tune")
+    with pytest.raises(BadUpload) as caught:
+        training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id, "ada"),)))
+    assert caught.value.param == "training_file"
+    assert training.jobs.list_jobs(limit=5).items == ()
+
+
+def test_large_archives_are_left_for_the_worker_to_read(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_BYTES_READ_AT_ONCE", 100)
+    assert training.create_job().status is JobStatus.VALIDATING
+    assert training.queue.claim("worker", 30) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"files": ()}, "training_file"),
+        ({"files": (TrainingFile("file-a"), TrainingFile("file-a"))}, "training_file"),
+        ({"files": tuple(TrainingFile(f"file-{i}") for i in range(9))}, "training_file"),
+        ({"base_model": "../etc"}, "model"),
+        ({"suffix": "a/b"}, "suffix"),
+        ({"suffix": ""}, "suffix length"),
+        ({"seed": -1}, "seed"),
+        ({"hyperparameters": Hyperparameters(n_epochs=0)}, "n_epochs"),
+        ({"hyperparameters": Hyperparameters(batch_size=1000)}, "batch_size"),
+        ({"hyperparameters": Hyperparameters(learning_rate_multiplier=float("nan"))}, "learning_rate_multiplier"),
+    ],
+)
+def test_bad_request_is_refused_by_the_name_of_its_field(
+    training: Training, changes: dict[str, object], param: str
+) -> None:
+    wanted = {"base_model": BASE, "files": (TrainingFile("file-a"),), **changes}
+    with pytest.raises(InvalidRequest) as caught:
+        training.jobs.create_job(JobRequest(**wanted))  # type: ignore[arg-type]
+    assert caught.value.param == param
+
+
+def test_job_of_an_unknown_file_is_refused(training: Training) -> None:
+    with pytest.raises(NotFound, match="file-none") as caught:
+        training.jobs.create_job(JobRequest(BASE, (TrainingFile("file-none"),)))
+    assert caught.value.param == "training_file"
+
+
+def test_archive_that_does_not_say_whose_it_is_needs_a_handle_or_a_name(training: Training) -> None:
+    file = training.upload()
+    with pytest.raises(InvalidRequest, match="handle"):
+        training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id),)))
+    assert training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id),), suffix="somebody"))
+
+
+def test_jobs_are_listed_newest_first_by_page_and_by_metadata(training: Training) -> None:
+    file = training.upload()
+    entry = (TrainingFile(file.id, "ada"),)
+    made = [
+        training.jobs.create_job(JobRequest(BASE, entry, metadata={"run": str(i % 2), 'k"': "x"})) for i in range(4)
+    ]
+    ids = [job.id for job in made]
+    page = training.jobs.list_jobs(limit=3)
+    assert [job.id for job in page.items] == ids[:0:-1] and page.has_more
+    rest = training.jobs.list_jobs(limit=3, after=page.items[-1].id)
+    assert [job.id for job in rest.items] == ids[:1] and not rest.has_more
+    odd = training.jobs.list_jobs(limit=9, metadata={"run": "1", 'k"': "x"})
+    assert [job.id for job in odd.items] == [ids[3], ids[1]]
+    with pytest.raises(NotFound):
+        training.jobs.list_jobs(limit=3, after="ftjob-none")
+
+
+# --- Leases -----------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_claimed_oldest_first_and_each_once(training: Training) -> None:
+    jobs = [training.create_job(), training.create_job()]
+    claims = [training.queue.claim("worker", 30) for _ in range(3)]
+    assert [claim and claim.job.id for claim in claims] == [jobs[0].id, jobs[1].id, None]
+    assert training.jobs.get_job(jobs[0].id).status is JobStatus.RUNNING
+
+
+def test_f4_worker_that_was_replaced_can_change_nothing_any_more(training: Training, tmp_path: Path) -> None:
+    job = training.create_job()
+    zombie = training.queue.claim("zombie", ENDED)
+    heir = training.queue.claim("heir", 30)
+    assert zombie and heir and heir.fence > zombie.fence and heir.attempt == 2
+    queue = training.queue
+    for action in (
+        lambda: queue.heartbeat(zombie, 30),
+        lambda: queue.add_event(zombie, "still here"),
+        lambda: queue.set_publication(zombie, Publication(tmp_path, "huggingtweets/ada", "1")),
+        lambda: queue.finish(zombie, model_id="huggingtweets/ada", trained_tokens=1, result={}),
+        lambda: queue.fail(zombie, code="x", message="x"),
+        lambda: queue.release(zombie),
+        lambda: queue.abandon(zombie, "x"),
+        lambda: queue.check(zombie),
+    ):
+        with pytest.raises(Conflict, match=job.id):
+            action()
+    queue.finish(heir, model_id="huggingtweets/ada", trained_tokens=5, result={"revision": "abc"})
+    done = training.jobs.get_job(job.id)
+    assert done.status is JobStatus.SUCCEEDED and done.fine_tuned_model == "huggingtweets/ada"
+    assert done.result["revision"] == "abc" and done.result["counts"]
+    with pytest.raises(Conflict):
+        queue.finish(heir, model_id="huggingtweets/ada", trained_tokens=5, result={})
+
+
+def test_heartbeat_keeps_a_lease_from_ending(training: Training) -> None:
+    training.create_job()
+    claim = training.queue.claim("worker", ENDED)
+    assert claim and training.queue.heartbeat(claim, 30) is False
+    assert training.queue.claim("other", 30) is None
+
+
+def test_f5_job_whose_worker_always_falls_silent_fails_after_three_attempts(training: Training) -> None:
+    poison, healthy = training.create_job(), training.create_job()
+    attempts = [training.queue.claim("worker", ENDED) for _ in range(MAX_ATTEMPTS)]
+    assert [claim and (claim.job.id, claim.attempt) for claim in attempts] == [(poison.id, n) for n in (1, 2, 3)]
+    following = training.queue.claim("worker", 30)
+    assert following and following.job.id == healthy.id
+    failed = training.jobs.get_job(poison.id)
+    assert failed.status is JobStatus.FAILED and failed.error_code == "poison_job" and failed.finished_at
+
+
+def test_released_job_waits_again_and_the_attempt_does_not_count(training: Training) -> None:
+    training.create_job()
+    for _ in range(MAX_ATTEMPTS + 2):
+        claim = training.queue.claim("worker", 30)
+        assert claim and claim.attempt == 1
+        assert training.queue.release(claim) is JobStatus.QUEUED
+
+
+def test_abandoned_job_is_not_tried_again_before_its_delay(training: Training) -> None:
+    training.create_job()
+    claim = training.queue.claim("worker", 30)
+    assert claim and training.queue.abandon(claim, "the Hub is away", delay_s=60) is JobStatus.QUEUED
+    assert training.queue.claim("worker", 30) is None
+
+
+def test_attempt_that_may_have_published_is_followed_by_one_that_finds_out(training: Training, tmp_path: Path) -> None:
+    training.create_job()
+    publication = Publication(tmp_path / "stage", "huggingtweets/ada", "0123")
+    claims = [training.queue.claim("worker", ENDED) for _ in range(MAX_ATTEMPTS)]
+    assert claims[-1]
+    training.queue.set_publication(claims[-1], publication)
+    heir = training.queue.claim("worker", 30)
+    assert heir and heir.pending == publication and heir.attempt == MAX_ATTEMPTS + 1
+    assert training.queue.resume(heir.job.id, heir.fence) == heir
+
+
+# --- Cancelling -------------------------------------------------------------------------------------------
+
+
+def test_waiting_job_is_cancelled_at_once_and_only_once(training: Training) -> None:
+    job = training.create_job()
+    assert training.jobs.cancel_job(job.id).status is JobStatus.CANCELLED
+    assert training.queue.claim("worker", 30) is None
+    with pytest.raises(Conflict, match="cancelled"):
+        training.jobs.cancel_job(job.id)
+
+
+def test_running_job_hears_of_its_cancelling_at_the_next_heartbeat(training: Training) -> None:
+    job = training.create_job()
+    claim = training.queue.claim("worker", 30)
+    assert claim and training.jobs.cancel_job(job.id).status is JobStatus.RUNNING
+    assert training.queue.heartbeat(claim, 30) is True
+    assert training.queue.release(claim) is JobStatus.CANCELLED
+
+
+def test_cancelled_job_whose_worker_fell_silent_is_not_taken_over(training: Training) -> None:
+    job = training.create_job()
+    training.queue.claim("worker", ENDED)
+    training.jobs.cancel_job(job.id)
+    assert training.queue.claim("other", 30) is None
+    assert training.jobs.get_job(job.id).status is JobStatus.CANCELLED
+
+
+# --- Events -----------------------------------------------------------------------------------------------
+
+
+def test_events_are_listed_newest_first_with_their_numbers(training: Training) -> None:
+    job = training.create_job()
+    claim = training.queue.claim("worker", 30)
+    assert claim
+    training.queue.add_event(claim, "Step 1.", metrics={"step": 1, "train_loss": 2.5}, seconds_left=600)
+    page = training.jobs.list_events(job.id, limit=2)
+    assert page.items[0].type == "metrics" and page.items[0].data == {"step": 1, "train_loss": 2.5} and page.has_more
+    assert [event.message for event in training.jobs.list_events(job.id, limit=9, after=page.items[0].id).items] == [
+        "The job has started.",
+        "The job was created.",
+    ]
+    estimated = training.jobs.get_job(job.id).estimated_finish
+    assert estimated and job.created_at + 590 < estimated < job.created_at + 700
+    with pytest.raises(NotFound):
+        training.jobs.list_events("ftjob-none", limit=1)
+
+
+# --- The database -----------------------------------------------------------------------------------------
+
+
+def test_f9_commits_are_durable_and_readers_do_not_wait_for_writers(training: Training) -> None:
+    with training.database.write() as writing, training.database.read() as reading:
+        settings = [reading.connection().exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode",)]
+        assert settings == ["wal"]
+        assert writing.connection().exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+        assert reading.scalars(select(JobRow)).all() == []
+
+
+def test_f25_locked_database_is_reported_as_unavailable(
+    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.training.database.BUSY_TIMEOUT_MS", 50)
+    training.database.close()  # connections made from now on wait 50 ms
+    holder = sqlite3.connect(tmp_path / "rookery.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StoreUnavailable) as caught:
+            JobQueue(training.database).claim("worker", 30)
+        assert caught.value.retry_after_s
+    finally:
+        holder.close()
+    assert training.queue.claim("worker", 30) is None
+
+
+def test_bad_database_url_is_refused_without_showing_its_password() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Database("nosuch://user:secret@host/db")
+    assert "secret" not in str(caught.value)
+
+
+def test_statements_are_right_for_both_databases() -> None:
+    query = select(JobRow.id, now_ms()).with_for_update(skip_locked=True)
+    assert "julianday" in str(query.compile(dialect=SQLITE))
+    compiled = str(query.compile(dialect=POSTGRESQL))
+    assert "clock_timestamp()" in compiled and "FOR UPDATE SKIP LOCKED" in compiled
+    for table in Base.metadata.tables.values():
+        for column in table.columns:
+            if column.name == "seq":
+                assert str(column.type.compile(POSTGRESQL)) == "BIGINT"
+                assert str(column.type.compile(SQLITE)) == "INTEGER"
+
+
+def test_many_workers_at_once_claim_each_job_once(training: Training) -> None:
+    ids = {training.create_job().id for _ in range(10)}
+    with ThreadPoolExecutor(4) as workers:
+        claims = list(workers.map(lambda _: training.queue.claim("worker", 30), range(14)))
+    assert sorted(claim.job.id for claim in claims if claim) == sorted(ids)

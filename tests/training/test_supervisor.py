@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.errors import ModelUnusable, StoreUnavailable
+from serve.store.revisions import content_hash
+from serve.training import run as run_module
+from serve.training.queue import Claim, Publication
+from serve.training.run import JobRun
+from serve.training.supervisor import Supervisor
+from serve.types import Job, JobRequest, JobStatus, TrainingFile
+from tests.training.making import BASE, Training
+
+MODEL = "huggingtweets/ada"
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
+    """The database and /proc cannot be awaited; they are asked."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def supervisor_of(training: Training, **times: float) -> Supervisor:
+    return Supervisor(training.options, **{"beat_s": 0.1, "poll_s": 0.05, **times})  # type: ignore[arg-type]
+
+
+def revisions(training: Training) -> list[str]:
+    folder = training.options.data_dir / "models" / "huggingtweets" / "ada"
+    return [path.name for path in folder.iterdir() if not path.is_symlink()] if folder.is_dir() else []
+
+
+def is_training(training: Training, job: Job) -> Callable[[], bool]:
+    return lambda: any(message.startswith("Step") for message in training.messages(job.id))
+
+
+def leftovers(training: Training) -> list[Path]:
+    data = training.options.data_dir
+    return [*(data / "models" / ".staging").iterdir(), *(data / "training").glob("*")]
+
+
+# --- The whole way ----------------------------------------------------------------------------------------
+
+
+async def test_job_goes_from_archive_to_a_published_model(training: Training) -> None:
+    job = training.create_job()
+    assert await supervisor_of(training).run_one() is True
+    done = training.jobs.get_job(job.id)
+    assert done.status is JobStatus.SUCCEEDED and done.fine_tuned_model == MODEL
+    assert done.result["losses"]["held_out_after"] < done.result["losses"]["held_out_before"]
+    assert done.started_at and done.finished_at and done.trained_tokens
+    assert any(event.type == "metrics" for event in training.jobs.list_events(job.id, limit=99).items)
+
+    info = training.store.get_model(MODEL)
+    assert (info.revision, info.base_model, info.handles) == (done.result["revision"], BASE, ("ada",))
+    assert info.counts["ada"]["kept"] == 150
+    assert "@ada" in training.store.read_card(MODEL)
+    folder = training.store.resolve(MODEL).path
+    assert content_hash(folder) == folder.name
+    text = training.jobs.get_file(job.request.files[0].file_id).path.read_text().splitlines()[0]
+    assert not any(text in path.read_text() for path in folder.rglob("*.json"))  # tweets are not published
+    assert leftovers(training) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        from transformers import pipeline
+
+        assert pipeline("text-generation", model=str(folder))("My dream is")[0]["generated_text"]
+    assert await supervisor_of(training).run_one() is False
+
+
+async def test_job_that_a_user_can_mend_fails_with_the_same_words_as_at_upload(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.training.jobs.MAX_BYTES_READ_AT_ONCE", 0)
+    job = training.create_job(number=20)
+    assert job.status is JobStatus.VALIDATING
+    await supervisor_of(training).run_one()
+    failed = training.jobs.get_job(job.id)
+    assert (failed.status, failed.error_code, failed.error_param) == ("failed", "too_few_tweets", "training_file")
+    assert failed.error_message and "6,000" in failed.error_message
+
+
+async def test_job_with_a_base_that_is_not_here_fails_at_once(training: Training) -> None:
+    entry = (TrainingFile(training.upload().id, "ada"),)
+    job = training.jobs.create_job(JobRequest("nobody/nothing", entry))
+    await supervisor_of(training).run_one()
+    failed = training.jobs.get_job(job.id)
+    assert (failed.status, failed.error_code) == ("failed", "model_not_found")
+
+
+# --- Faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_f3_killed_child_is_followed_by_another_attempt(training: Training) -> None:
+    job = training.create_job(n_epochs=50)
+    supervisor = supervisor_of(training)
+    first = asyncio.create_task(supervisor.run_one())
+    await until(is_training(training, job))
+    assert supervisor.child_pid
+    os.kill(supervisor.child_pid, signal.SIGKILL)
+    await first
+    assert training.jobs.get_job(job.id).status is JobStatus.QUEUED
+    assert any("SIGKILL" in message for message in training.messages(job.id))
+    claim = training.queue.claim("other", 30)
+    assert claim and claim.attempt == 2
+
+
+async def test_f5_child_that_always_dies_fails_its_job_after_three_attempts(training: Training) -> None:
+    job = training.create_job()
+    supervisor = supervisor_of(training)
+    for _ in range(3):
+        attempt = asyncio.create_task(supervisor.run_one())
+        await until(lambda: supervisor.child_pid)
+        assert supervisor.child_pid
+        os.kill(supervisor.child_pid, signal.SIGSEGV)
+        await attempt
+    failed = training.jobs.get_job(job.id)
+    assert (failed.status, failed.error_code) == ("failed", "poison_job")
+    assert failed.error_message and "SIGSEGV" in failed.error_message
+    assert leftovers(training) == []
+
+
+async def test_stopped_child_is_found_out_and_replaced(training: Training) -> None:
+    training.create_job()
+    supervisor = supervisor_of(training, stall_s=1.0)
+    attempt = asyncio.create_task(supervisor.run_one())
+    await until(lambda: supervisor.child_pid)
+    assert supervisor.child_pid
+    os.kill(supervisor.child_pid, signal.SIGSTOP)
+    await attempt
+    claim = training.queue.claim("other", 30)
+    assert claim and claim.attempt == 2
+
+
+@pytest.mark.slow
+async def test_cancelled_job_ends_within_a_heartbeat_and_a_step(training: Training) -> None:
+    job = training.create_job(n_epochs=50)
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_one())
+    await until(is_training(training, job))
+    training.jobs.cancel_job(job.id)
+    await running
+    assert training.jobs.get_job(job.id).status is JobStatus.CANCELLED
+    assert revisions(training) == [] and leftovers(training) == []
+
+
+@pytest.mark.slow
+async def test_f23_stop_gives_the_job_back_and_leaves_no_process(training: Training) -> None:
+    job = training.create_job(n_epochs=50)
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_forever())
+    await until(is_training(training, job))
+    pid = supervisor.child_pid
+    assert pid
+    await supervisor.stop()
+    await running
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert training.jobs.get_job(job.id).status is JobStatus.QUEUED
+    claim = training.queue.claim("other", 30)
+    assert claim and claim.attempt == 1
+    assert list(training.options.work_of(job.id).glob("*/checkpoint-*/COMPLETE"))
+
+
+async def test_cancelled_supervisor_leaves_no_process(training: Training) -> None:
+    training.create_job()
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_one())
+    await until(lambda: supervisor.child_pid)
+    pid = supervisor.child_pid
+    assert pid
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+_SUPERVISE = """
+import asyncio, sys
+from serve.training.options import RunOptions
+from serve.training.supervisor import Supervisor
+
+async def main():
+    supervisor = Supervisor(RunOptions.from_json(sys.argv[1]))
+    task = asyncio.create_task(supervisor.run_one())
+    while not supervisor.child_pid:
+        await asyncio.sleep(0.01)
+    print(supervisor.child_pid, flush=True)
+    await task
+
+asyncio.run(main())
+"""
+
+
+def test_f6_child_dies_with_its_supervisor(training: Training) -> None:
+    training.create_job(n_epochs=50)
+    command = [sys.executable, "-c", _SUPERVISE, training.options.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        child = os.pidfd_open(int(supervisor.stdout.readline()))
+        supervisor.kill()
+    try:
+        assert select.select([child], [], [], 20)[0], "the child outlived its supervisor"
+    finally:
+        os.close(child)
+
+
+# --- One revision, whoever dies when ----------------------------------------------------------------------
+
+
+def claim_of(training: Training, lease_s: float) -> Claim:
+    claim = training.queue.claim("worker", lease_s)
+    assert claim is not None
+    return claim
+
+
+def test_f4_zombie_that_wakes_after_its_heir_published_cannot_publish(training: Training) -> None:
+    job = training.create_job()
+    zombie = claim_of(training, -1)
+    stage = training.store.stage()
+    for path in training.options.embedded[BASE].iterdir():
+        (stage / path.name).write_bytes(path.read_bytes())
+    training.queue.set_publication(zombie, Publication(stage, MODEL, content_hash(stage)))
+    # Here the zombie sleeps, its token just checked; the heir does the whole job.
+    heir = claim_of(training, 30)
+    JobRun(training.options, job.id, heir.fence).run()
+    assert training.jobs.get_job(job.id).status is JobStatus.SUCCEEDED
+    with pytest.raises((ModelUnusable, StoreUnavailable)):
+        training.store.publish(MODEL, stage)
+    assert revisions(training) == [training.jobs.get_job(job.id).result["revision"]]
+
+
+class _Dies(BaseException):
+    pass
+
+
+def test_f3_attempt_that_died_after_publishing_is_finished_by_the_next(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training.create_job()
+
+    def die(*_arguments: object) -> None:
+        raise _Dies
+
+    first = claim_of(training, -1)
+    with monkeypatch.context() as patched:
+        patched.setattr(JobRun, "_finish", die)
+        with pytest.raises(_Dies):
+            JobRun(training.options, job.id, first.fence).run()
+    [published] = revisions(training)
+    second = claim_of(training, 30)
+    JobRun(training.options, job.id, second.fence).run()
+    done = training.jobs.get_job(job.id)
+    assert done.status is JobStatus.SUCCEEDED and done.result["revision"] == published
+    assert revisions(training) == [published] and training.store.resolve(MODEL).revision == published
+    assert leftovers(training) == [] or all(path.parent.name == "training" for path in leftovers(training))
+
+
+def test_f8_full_disk_fails_the_job_by_name_and_leaves_nothing_half(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    job = training.create_job()
+    claim = claim_of(training, 30)
+    monkeypatch.setattr(run_module, "content_hash", full)
+    JobRun(training.options, job.id, claim.fence).run()
+    failed = training.jobs.get_job(job.id)
+    assert (failed.status, failed.error_code) == ("failed", "disk_full")
+    assert revisions(training) == [] and not list((training.options.data_dir / "models" / ".staging").iterdir())
