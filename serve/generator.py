@@ -13,12 +13,10 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from serve.engine.engine import Engine, EngineConfig, Slot, StepStats
+from serve.engine.device import engine_config
+from serve.engine.engine import Engine, Slot, StepStats
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabulary
 from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, RookeryError
@@ -334,37 +332,3 @@ def _prompt_info(sequence: Sequence, news: list[Output], origin: _Origin) -> Pro
         tokens=tuple(token for output in news for token in output.prompt_tokens),
         revision=origin.revision,
     )
-
-
-def engine_config(settings: Settings) -> EngineConfig:
-    """Device, precision and sizes that suit this machine where `settings` leave them open."""
-    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_cuda else "cpu")
-    if not use_cuda and settings.threads:
-        torch.set_num_threads(settings.threads)
-    if settings.dtype == "auto":
-        dtype = torch.bfloat16 if use_cuda or _cpu_multiplies_bfloat16() else torch.float32
-    else:
-        dtype = getattr(torch, settings.dtype)
-    return EngineConfig(
-        device=device,
-        dtype=dtype,
-        budget_bytes=settings.memory_bytes or _free_bytes(device) // 2,
-        max_sequences=settings.max_sequences,
-        max_step_rows=settings.max_step_rows,
-    )
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses now, on the device or within this process's limits."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    with open("/proc/meminfo") as lines:
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return available if text == "max" else min(available, int(text))

@@ -22,6 +22,7 @@ class BadSetting(ValueError):
 class Settings:
     """One field a variable: `data` is ``ROOKERY_DATA``. Empty text or 0 means: choose by the machine."""
 
+    url: str = "http://127.0.0.1:8000"  # where the command line looks for the server
     data: Path = Path(".rookery")  # models, uploads, database
     base: str = "fledgling"  # the base model of new bots, and of requests that name none
     database_url: str = ""  # "": SQLite under `data`

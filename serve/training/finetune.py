@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from serve.engine.device import multiplies_bfloat16
 from serve.errors import BadUpload, ModelUnusable, TrainingFailed
 from serve.training.evaluate import held_out_loss, preview
 
@@ -266,7 +267,7 @@ def _train(model: Any, blocks: Tensor, spec: FineTuneSpec, reporter: _Reporter, 
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         use_cpu=device.type == "cpu",
-        bf16=device.type == "cuda",
+        bf16=multiplies_bfloat16(device),  # halves the time of a CPU that can, at the same loss
     )
     trainer = Trainer(
         model=model,

@@ -1,0 +1,47 @@
+"""What suits this machine: device, precision and memory, where the settings leave them open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from serve.engine.engine import EngineConfig
+from serve.settings import Settings
+
+
+def engine_config(settings: Settings) -> EngineConfig:
+    """Device, precision and sizes of the engine; sets torch's number of threads."""
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_cuda else "cpu")
+    if not use_cuda and settings.threads:
+        torch.set_num_threads(settings.threads)
+    if settings.dtype == "auto":
+        dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    else:
+        dtype = getattr(torch, settings.dtype)
+    return EngineConfig(
+        device=device,
+        dtype=dtype,
+        budget_bytes=settings.memory_bytes or _free_bytes(device) // 2,
+        max_sequences=settings.max_sequences,
+        max_step_rows=settings.max_step_rows,
+    )
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 there: half the bytes, and instructions for it."""
+    if device.type == "cuda":
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses now, on the device or within this process's limits."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return available if text == "max" else min(available, int(text))
