@@ -1,0 +1,320 @@
+"""The command `rookery`: starts the service, talks to a running one, and looks at archives without any.
+
+Exit codes: 0 done; 1 refused, or a job that ended without a model; 2 wrong usage; 3 no server; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import webbrowser
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from deployments import show
+from deployments.client import Client, ServerUnreachable
+from serve.errors import RookeryError
+from serve.settings import BadSetting, Settings
+from serve.types import JobStatus
+
+app = typer.Typer(
+    name="rookery",
+    help="Hosts thousands of personal tweet models, and makes new ones in minutes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Where no terminal tells a width, lines are not folded: programs read them.
+console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
+
+_Url = Annotated[str, typer.Option("--url", envvar="ROOKERY_URL", help="The server to talk to.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+_Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many to list.")]
+_Data = Annotated[Path | None, typer.Option("--data", help="Where models, uploads and jobs are kept.")]
+_Archive = typer.Argument(exists=True, dir_okay=False, help="X archives (zip), or exports of posts in other formats.")
+_Archives = Annotated[list[Path], _Archive]
+_Model = Annotated[str, typer.Argument(metavar="MODEL", help="For example huggingtweets/ada.")]
+
+_DEFAULT_URL = Settings().url
+_NUM_JOBS = 20
+_EXIT_REFUSED, _EXIT_NO_SERVER, _EXIT_INTERRUPTED = 1, 3, 130
+
+
+# --- The service ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="The port of the HTTP API and the page.")] = 8000,
+    data: _Data = None,
+    base: Annotated[str | None, typer.Option(help="The base model of new bots.")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+) -> None:
+    """Start the service and stay with it; Ctrl-C ends it."""
+    settings = _settings(data)
+    if base is not None:
+        settings = replace(settings, base=base)
+    from deployments.up import main as serve_until_stopped
+
+    if sys.stdout.isatty() and not no_browser:
+        threading.Thread(target=_open_page, args=[f"http://127.0.0.1:{port}"], daemon=True).start()
+    serve_until_stopped(port, settings)
+
+
+def _open_page(url: str) -> None:
+    with Client(url) as client:
+        while not client.is_ready():
+            time.sleep(0.5)
+    webbrowser.open(url)
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A Hugging Face model folder.")],
+    model_id: Annotated[str, typer.Option("--as", metavar="ORG/NAME", help="The id to serve it under.")],
+    data: _Data = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Make a Hugging Face folder servable; no server is needed, and a running one sees it at once."""
+    from serve.store.opening import open_store
+
+    revision = open_store(_settings(data)).import_folder(folder, model_id)
+    if as_json:
+        return _print_json({"id": revision.model_id, "revision": revision.revision, "path": str(revision.path)})
+    console.print(f"{revision.model_id} is here as revision {revision.revision}.", markup=False, soft_wrap=True)
+
+
+# --- Making bots ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def preview(
+    archives: _Archives,
+    handle: Annotated[str | None, typer.Option(help="Whose posts they are, if not as the archive says.")] = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Look at what a bot would learn from; no server is needed."""
+    from serve.training import dataset
+
+    report = dataset.preview(archives, handle)
+    if as_json:
+        return _print_json(report)
+    console.print(show.facts_table({"format": report["format"], "status": report["status"]}))
+    for one in report.get("archives", [report]):
+        console.print(show.counts_table({one["handle"] or "?": one}))
+    if report["left_out"]:
+        console.print(show.facts_table({f"left out, {why}": count for why, count in report["left_out"].items()}))
+    show.show_texts(console, "", report.get("samples", []))
+
+
+@app.command()
+def train(
+    archives: _Archives,
+    handles: Annotated[
+        list[str] | None, typer.Option("--handle", help="Whose archive it is; once for each, in order.")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The base model; the server has a default.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, max=50, help="How often each post is learnt (4).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed and archive make the same bot.")] = None,
+    wait: Annotated[
+        bool | None, typer.Option("--wait/--no-wait", help="Stay until the bot is ready; the default in a terminal.")
+    ] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Make a bot from one archive, or a cyborg from several."""
+    handles = handles or []
+    if len(handles) > len(archives):
+        raise typer.BadParameter(f"{len(handles)} handles for {len(archives)} archives.", param_hint="--handle")
+    options = {"base_model": base, "n_epochs": epochs, "seed": seed}
+    with Client(url) as client:
+        job = client.create_bot(archives, handles, options)
+        if wait is None:
+            wait = console.is_terminal and not as_json
+        if wait:
+            return _follow(client, job["id"], as_json)
+    if as_json:
+        return _print_json(job)
+    console.print(
+        f"{job['id']} is {job['status']}. Follow it with: rookery jobs {job['id']} --wait", markup=False, soft_wrap=True
+    )
+
+
+@app.command()
+def jobs(
+    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; all without it.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
+    limit: _Limit = _NUM_JOBS,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """List training jobs, or look at one, wait for it or cancel it."""
+    with Client(url) as client:
+        if job_id is None:
+            if wait or cancel:
+                raise typer.BadParameter("name the job.", param_hint="JOB")
+            listed = client.list_jobs(limit=limit)
+            return _print_json(listed) if as_json else console.print(show.jobs_table(listed["data"]))
+        if cancel:
+            client.cancel_job(job_id)
+        if wait:
+            return _follow(client, job_id, as_json)
+        view = client.view_job(job_id)
+    if as_json:
+        return _print_json(view.job)
+    console.print(show.jobs_table([view.job]))
+    console.print(show.plain(view.said), markup=False, soft_wrap=True)
+    show.show_result(console, view.job)
+
+
+def _follow(client: Client, job_id: str, as_json: bool) -> None:
+    """Shows the job until it has ended; exits with 1 when it ends without a model."""
+    if not as_json:
+        console.print(f"Job {job_id}", markup=False, soft_wrap=True)
+    try:
+        with show.JobProgress(Console(stderr=True) if as_json else console) as progress:
+            for view in client.follow(job_id):
+                progress.update(view, "")
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe job goes on. Follow it with: rookery jobs {job_id} --wait", err=True)
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+    if as_json:
+        _print_json(view.job)
+    else:
+        show.show_result(console, view.job)
+    if view.status is not JobStatus.SUCCEEDED:
+        reason = (view.job["error"] or {}).get("message") or view.said
+        typer.echo(f"rookery: the job {view.status.value}: {show.plain(reason)}", err=True)
+        raise typer.Exit(_EXIT_REFUSED)
+    if not as_json:
+        model = view.job["fine_tuned_model"]
+        console.print(
+            f'{model} is ready. Try: rookery generate {model} "My dream is" -n 5', markup=False, soft_wrap=True
+        )
+
+
+# --- Using bots -------------------------------------------------------------------------------------------
+
+
+@app.command()
+def generate(
+    model: _Model,
+    prompt: Annotated[str, typer.Argument(help="How the text begins.")] = "My dream is",
+    n: Annotated[int, typer.Option("-n", min=1, max=128, help="How many texts.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 80,
+    temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0: always the likeliest.")] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Write texts with a bot."""
+    body = {"model": model, "prompt": prompt, "n": n, "seed": seed, "max_tokens": max_tokens, "add_bos": True}
+    if temperature is not None:
+        body["temperature"] = temperature
+    with Client(url) as client:
+        if n == 1 and not as_json:
+            return show.show_stream(console, prompt, client.stream(body))
+        completion = client.complete(body)
+    if as_json:
+        return _print_json(completion)
+    show.show_texts(console, prompt, [choice["text"] for choice in completion["choices"]])
+
+
+@app.command("ls")
+def list_models(
+    query: Annotated[str | None, typer.Argument(help="Only models with this in their id.")] = None,
+    limit: _Limit = 100,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """List the models that the server has."""
+    with Client(url) as client:
+        listed = client.list_models(limit=limit, query=query)
+    if as_json:
+        return _print_json(listed)
+    console.print(show.models_table(listed["data"]))
+    if listed["has_more"]:
+        typer.echo(f"There are more than {limit}; use --limit, or name a part of the id.", err=True)
+
+
+@app.command()
+def ps(url: _Url = _DEFAULT_URL, as_json: _AsJson = False) -> None:
+    """List the models that are in memory now."""
+    with Client(url) as client:
+        listed = client.list_residents()
+    if as_json:
+        return _print_json(listed)
+    console.print(show.residents_table(listed["data"]))
+
+
+@app.command("show")
+def show_model(model: _Model, url: _Url = _DEFAULT_URL, as_json: _AsJson = False) -> None:
+    """Tell what is known of a model."""
+    with Client(url) as client:
+        info = client.get_model(model)
+    if as_json:
+        return _print_json(info)
+    console.print(
+        show.facts_table(
+            {
+                "model": info["id"],
+                "revision": info["revision"],
+                "base": info["base_model"],
+                "made by": info["owned_by"],
+                "created": show.as_date(info["created"]),
+                "size": show.as_bytes(info["bytes"]),
+                "parameters": f"{info['num_parameters']:,}" if info["num_parameters"] else None,
+                "context": info["context_length"],
+            }
+        )
+    )
+    if info["counts"]:
+        console.print(show.counts_table(info["counts"]))
+
+
+@app.command("rm")
+def remove(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="The models to delete.")],
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Delete models from the server's disk and memory."""
+    with Client(url) as client:
+        for model in models:
+            deleted = client.delete_model(model)
+            if as_json:
+                _print_json(deleted)
+            else:
+                console.print(f"{deleted['id']} is deleted.", markup=False, soft_wrap=True)
+
+
+# --- The border -------------------------------------------------------------------------------------------
+
+
+def _settings(data: Path | None) -> Settings:
+    settings = Settings.from_env()
+    return settings if data is None else replace(settings, data=data)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> None:
+    """Runs the command of this process's arguments."""
+    try:
+        app()
+    except (RookeryError, BadSetting) as error:
+        typer.echo(f"rookery: {show.plain(str(error))}", err=True)
+        sys.exit(_EXIT_NO_SERVER if isinstance(error, ServerUnreachable) else _EXIT_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

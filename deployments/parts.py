@@ -1,0 +1,43 @@
+"""What several deployments need: the settings of a replica, and the store and job database they name.
+
+Imports no torch: a gateway and a trainer are then small processes that start fast.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from serve.settings import Settings
+from serve.store.opening import EMBEDDED
+from serve.training.database import Database
+from serve.training.jobs import JobStore
+from serve.training.options import RunOptions
+
+
+def read_settings(overrides: Mapping[str, str]) -> Settings:
+    """This process's own `ROOKERY_*` variables under `overrides`, also variables.
+
+    Secrets (the Hub token, the password of a database) belong in the environment of the machine: overrides are
+    arguments of a deployment, which Ray keeps and shows. Raises: BadSetting.
+    """
+    return Settings.from_env({**os.environ, **overrides})
+
+
+def open_jobs(settings: Settings) -> JobStore:
+    """Files and jobs, in the database that `settings` name."""
+    options = run_options(settings)
+    return JobStore(Database(options.database_url), options.uploads)
+
+
+def run_options(settings: Settings) -> RunOptions:
+    """What the supervisor tells a training process."""
+    return RunOptions(
+        database_url=settings.sql_url,
+        data_dir=settings.data.absolute(),
+        embedded=EMBEDDED,
+        hub_enabled=settings.hub_enabled,
+        hub_endpoint=settings.hub_endpoint or None,
+        hub_token=settings.hub_token or None,
+        num_threads=settings.trainer_threads or None,
+    )

@@ -1,0 +1,187 @@
+"""What the command line shows to people: tables, progress bars, texts. Knows the server's JSON, no HTTP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from deployments.client import JobView
+from serve.types import JobStatus
+
+COUNTS = ("downloaded", "retweets", "short", "kept")
+
+# Texts come from archives and models; a terminal must not obey them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """`text` without control characters other than tab and newline."""
+    return _CONTROL.sub("", text)
+
+
+def as_bytes(count: int | None) -> str:
+    """ "17.3 MB"."""
+    if count is None:
+        return "-"
+    return f"{count / 1e6:,.1f} MB" if count >= 100_000 else f"{count / 1e3:,.1f} kB"
+
+
+def as_date(seconds: int | None) -> str:
+    """Local time, to the minute."""
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
+    """Columns whose name ends in a blank are numbers, to the right. Ids are never cut."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        right = column.endswith(" ")
+        made.add_column(column.strip(), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(plain(str(cell))) for cell in row))
+    return made
+
+
+def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
+    """How many posts of each person were taken, and why not the others."""
+    rows = [[f"@{handle}", *(f"{of.get(name, 0):,}" for name in COUNTS)] for handle, of in counts.items()]
+    return table("handle", *(f"{name} " for name in COUNTS), rows=rows)
+
+
+def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [model["id"], as_bytes(model.get("bytes")), model.get("base_model") or "-", as_date(model.get("created"))]
+        for model in models
+    ]
+    return table("model", "size ", "base", "created", rows=rows)
+
+
+def residents_table(residents: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [one["model"], one["tier"], as_bytes(one["bytes"]), one["leases"], f"{one['idle_s']:.0f} s", one["replica"]]
+        for one in residents
+    ]
+    return table("model", "tier", "size ", "in use ", "idle ", "replica", rows=rows)
+
+
+def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [job["id"], job["status"], _whose(job), job["fine_tuned_model"] or "-", as_date(job["created_at"])]
+        for job in jobs
+    ]
+    return table("job", "status", "handles", "model", "created", rows=rows)
+
+
+def _whose(job: Mapping[str, Any]) -> str:
+    handles = [file["handle"] for file in job.get("training_files", []) if file.get("handle")]
+    return " ".join(f"@{handle}" for handle in handles) or "-"
+
+
+def facts_table(facts: Mapping[str, object]) -> Table:
+    """Name and value, a line each; what is not known is left out."""
+    made = table("", "", rows=[[name, value] for name, value in facts.items() if value not in (None, "")])
+    made.show_header = False
+    return made
+
+
+# --- Texts ------------------------------------------------------------------------------------------------
+
+
+def show_texts(console: Console, prompt: str, texts: Sequence[str]) -> None:
+    """One text a line, the prompt set off in a terminal."""
+    for text in texts:
+        console.print(Text.assemble((plain(prompt), "dim"), plain(text)), soft_wrap=True)
+
+
+def show_stream(console: Console, prompt: str, pieces: Iterator[str]) -> None:
+    """One text as it is written. Nothing is shown before the first piece: the request may yet be refused."""
+    first = next(pieces, "")
+    console.print(Text.assemble((plain(prompt), "dim"), plain(first)), end="", soft_wrap=True)
+    for piece in pieces:
+        console.print(Text(plain(piece)), end="", soft_wrap=True)
+    console.print()
+
+
+def show_result(console: Console, job: Mapping[str, Any]) -> None:
+    """What a finished job has to show: counts, then samples."""
+    result = job.get("result") or {}
+    if counts := result.get("counts"):
+        console.print(counts_table(counts))
+    for sample in (result.get("samples") or [])[:5]:
+        console.print(Text.assemble(("  · ", "dim"), plain(str(sample))), soft_wrap=True)
+
+
+# --- Progress ---------------------------------------------------------------------------------------------
+
+
+class _Numbers(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_numbers(task.fields["metrics"]))
+
+
+class JobProgress:
+    """A live bar for each job; where there is no terminal, a line at each new phase and quarter."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[phase]}", style="cyan", markup=False),
+            BarColumn(bar_width=30),
+            _Numbers(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, tuple[str, int]] = {}  # job id -> phase and quarter of its last line
+
+    def __enter__(self) -> JobProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def update(self, view: JobView, title: str) -> None:
+        """Shows where the job stands."""
+        phase, job_id = _phase(view), view.job["id"]
+        total, done = view.metrics.get("total_steps"), view.metrics.get("step", 0)
+        if not self._console.is_terminal:
+            stage = phase, 4 * done // total if total else 0
+            if self._told.get(job_id) != stage:
+                self._told[job_id] = stage
+                self._console.print(Text(f"{plain(title)} {phase} {_numbers(view.metrics)}".strip()))
+            return
+        if job_id not in self._tasks:
+            self._tasks[job_id] = self._bars.add_task(plain(title), total=None, phase=phase, metrics={})
+        if view.status is JobStatus.SUCCEEDED:
+            total = done = total or 1
+        self._bars.update(self._tasks[job_id], total=total, completed=done, phase=phase, metrics=view.metrics)
+
+
+def _phase(view: JobView) -> str:
+    """`running` says little; whether there were steps yet, and how many are left, says more."""
+    if view.status is not JobStatus.RUNNING:
+        return view.status.value
+    if not view.metrics:
+        return "preparing"
+    return "training" if view.metrics["step"] < view.metrics["total_steps"] else "publishing"
+
+
+def _numbers(metrics: Mapping[str, Any]) -> str:
+    """`12/80  loss 4.02  0:41 left`; empty before the first step."""
+    if not metrics:
+        return ""
+    minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
+    left = f"  {minutes}:{seconds:02} left" if metrics["step"] < metrics["total_steps"] else ""
+    return f"{metrics['step']}/{metrics['total_steps']}  loss {metrics['train_loss']:.2f}{left}"

@@ -1,0 +1,31 @@
+"""The replica that trains: one supervisor, which runs each job in a child process. It is called by nobody.
+
+Ray gives it next to nothing on purpose: the child leaves a core to the generator and lowers its own priority.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from deployments.parts import read_settings, run_options
+from serve.errors import StoreUnavailable
+from serve.training.supervisor import Supervisor
+
+
+class Trainer:
+    """Works off the job queue from its start to its end."""
+
+    def __init__(self, overrides: Mapping[str, str]) -> None:
+        self._supervisor = Supervisor(run_options(read_settings(overrides)))
+        self._running = asyncio.get_running_loop().create_task(self._supervisor.run_forever())
+
+    async def check_health(self) -> None:
+        """Raises: StoreUnavailable when the supervisor has ended; Ray then makes a new one."""
+        if self._running.done():
+            raise StoreUnavailable("The training supervisor has ended.") from self._running.exception()
+
+    async def __del__(self) -> None:
+        """Ray awaits it when the replica is stopped: the running job goes back to the queue, its process ends."""
+        await self._supervisor.stop()
+        await self._running

@@ -1,0 +1,114 @@
+"""The live application: one Ray for the whole session, started as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from serve.store.revisions import Store
+from tests.fakes.models import write_tiny_gpt2
+
+with warnings.catch_warnings():  # of pydantic's, about Ray's own models
+    warnings.simplefilter("ignore")
+    import ray.serve  # noqa: F401
+
+BASE = "tiny/base"
+OUTLIVE_S = 10.0  # a killed service cannot end its processes: they must notice
+
+
+@dataclass(frozen=True, slots=True)
+class LiveService:
+    """A service that runs, and where it keeps its models."""
+
+    url: str
+    process: subprocess.Popen[str]
+    data: Path
+
+    def replica_pids(self, deployment: str) -> list[int]:
+        """Operating-system processes of a deployment's replicas."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        title = f"ray::ServeReplica:rookery:{deployment}"
+        return [child.pid for child in children if child.cmdline()[:1] and child.cmdline()[0].startswith(title)]
+
+
+def start_service(data: Path, *arguments: str, **variables: str) -> LiveService:
+    """Starts `python -m deployments.up` over a folder with a tiny base model, and waits until it says `ready`."""
+    port = _free_port()
+    settings = {
+        "ROOKERY_DATA": str(data),
+        "ROOKERY_BASE": BASE,
+        "ROOKERY_HUB_ENABLED": "false",
+        "ROOKERY_MEMORY_BYTES": str(200 << 20),
+        "ROOKERY_THREADS": "1",
+        "ROOKERY_DTYPE": "float32",  # bfloat16 rounds by the shape of the batch, which then decides close draws
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deployments.up", "--port", str(port), *arguments],
+        env={**os.environ, **settings, **variables},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    service = LiveService(f"http://127.0.0.1:{port}", process, data)
+    assert process.stdout is not None
+    line = process.stdout.readline()  # ends with the process, too
+    if line != f"ready {service.url}\n":
+        stop_service(service)
+        raise AssertionError(f"the service did not start; it said {line!r}")
+    return service
+
+
+def stop_service(service: LiveService, number: signal.Signals = signal.SIGTERM) -> list[str]:
+    """Signals the service and waits for its end; the titles of processes that are left, which it ends as well."""
+    try:
+        family = psutil.Process(service.process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    titles = {process: " ".join(process.cmdline()).strip() for process in family}
+    service.process.send_signal(number)
+    service.process.wait(60)
+    assert service.process.stdout is not None
+    service.process.stdout.close()
+    _, left = psutil.wait_procs(family, timeout=0 if number == signal.SIGTERM else OUTLIVE_S)
+    for process in left:
+        process.kill()
+    return [titles[process] for process in left]
+
+
+def import_tiny_model(data: Path, model_id: str, *, seed: int = 0) -> None:
+    """Publishes a tiny model with random weights, the same for the same seed."""
+    folder = write_tiny_gpt2(data / f"tiny-{seed}", seed=seed)
+    Store(data, embedded={}).import_folder(folder, model_id)
+
+
+@pytest.fixture(scope="session")
+def live_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
+    """One gateway, two generators, a trainer and the model `tiny/base`."""
+    data = tmp_path_factory.mktemp("live")
+    import_tiny_model(data, BASE)
+    service = start_service(data, "--generators", "2")
+    yield service
+    assert stop_service(service) == [], "SIGTERM left processes behind"
+
+
+@pytest.fixture(scope="session")
+def live_url(live_service: LiveService) -> str:
+    """The address of the live service."""
+    return live_service.url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

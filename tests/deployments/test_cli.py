@@ -1,0 +1,386 @@
+"""The command line against the real API over a loopback socket; what needs no server runs without one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from deployments import cli, demo, show
+from serve.api.app import build_api
+from serve.settings import Settings
+from serve.store.opening import open_store
+from serve.training.archives import read_archive
+from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, Resident
+from tests.api.conftest import Server
+from tests.fakes.generator import EchoGenerator
+from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
+from tests.fakes.models import write_tiny_gpt2
+
+COUNTS = {"ada": {"downloaded": 12, "retweets": 2, "short": 1, "kept": 9}}
+NUMBERS = {"step": 30, "total_steps": 40, "train_loss": 4.25, "seconds_left": 65.0}
+
+
+class ScriptedJobs(MemoryJobs):
+    """Each look at a job finds it one status further."""
+
+    def __init__(self, files: MemoryFiles, end: JobStatus = JobStatus.SUCCEEDED) -> None:
+        super().__init__(files)
+        self.script = [JobStatus.QUEUED, JobStatus.RUNNING, end]
+        self.requests: list[JobRequest] = []
+
+    def create_job(self, request: JobRequest) -> Job:
+        self.requests.append(request)
+        return super().create_job(request)
+
+    def get_job(self, job_id: str) -> Job:
+        job = replace(super().get_job(job_id), status=self.script[0])
+        if job.status is JobStatus.SUCCEEDED:
+            result = {"counts": COUNTS, "samples": ["My dream is tea."]}
+            job = replace(job, fine_tuned_model="huggingtweets/ada", result=result)
+        if job.status is JobStatus.FAILED:
+            job = replace(job, error_code="training_failed", error_message="The loss is no number.")
+        self.script = self.script[1:] or self.script
+        return job
+
+    def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
+        steps = JobEvent("ftevent-1", job_id, 1, "info", "Step 30 of 40: loss 4.250.", "metrics", NUMBERS)
+        return Page((steps, JobEvent("ftevent-0", job_id, 0, "info", "The job has started.")), has_more=False)
+
+
+class BusyGenerator(EchoGenerator):
+    async def residents(self) -> list[Resident]:
+        return [Resident("huggingtweets/ada", "abc123", "device", 249_000_000, 2, 0.5, "r1")]
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+Rookery = Callable[..., Outcome]
+
+
+@pytest.fixture
+def rookery(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rookery:
+    """The command's own `main`, in this process: an exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rookery", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+@dataclass
+class World:
+    """The parts behind the server that ROOKERY_URL names."""
+
+    generator: BusyGenerator
+    catalogue: MemoryCatalogue
+    files: MemoryFiles
+    jobs: ScriptedJobs
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    files = MemoryFiles(tmp_path / "files")
+    catalogue = MemoryCatalogue("fledgling", "huggingtweets/ada", "huggingtweets/bob")
+    catalogue.models["huggingtweets/ada"] = replace(catalogue.models["huggingtweets/ada"], counts=COUNTS)
+    world = World(BusyGenerator(), catalogue, files, ScriptedJobs(files))
+    server = Server(build_api(**vars(world), upload_dir=tmp_path / "uploads"))
+    monkeypatch.setenv("ROOKERY_URL", server.url)
+    thread = threading.Thread(target=server.serve_for_ever)
+    thread.start()
+    assert server.is_up.wait(10)
+    yield world
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "ada.zip"
+    path.write_bytes(b"the fake does not look inside")
+    return path
+
+
+# --- Texts ------------------------------------------------------------------------------------------------
+
+
+def test_generate_prints_each_text_on_a_line_that_begins_with_the_prompt(rookery: Rookery, world: World) -> None:
+    done = rookery("generate", "huggingtweets/ada", "My dream is", "-n", 5, "--seed", 7, "--max-tokens", 12)
+    assert done.code == 0
+    lines = done.out.removesuffix("\n").split("\n")
+    assert len(lines) == 5 and all(line.startswith("My dream is") for line in lines)
+    (request,) = world.generator.requests
+    assert (request.num_choices, request.seed, request.add_bos) == (5, 7, True)
+    assert request.sampling["max_new_tokens"] == 12
+
+
+def test_a_single_text_is_streamed_and_the_same_as_the_whole_one(rookery: Rookery, world: World) -> None:
+    streamed = rookery("generate", "huggingtweets/ada", "--seed", 3)
+    whole = json.loads(rookery("generate", "huggingtweets/ada", "--seed", 3, "--json").out)
+    assert streamed.out == "My dream is" + show.plain(whole["choices"][0]["text"]) + "\n"
+    assert whole["object"] == "text_completion"
+
+
+def test_a_model_that_is_missing_is_an_error_on_stderr_alone(rookery: Rookery, world: World) -> None:
+    for more in ([], ["-n", 2], ["--json"]):
+        done = rookery("generate", "huggingtweets/missing", *more)
+        assert (done.code, done.out, done.err) == (1, "", "rookery: There is no such model.\n")
+
+
+def test_a_stream_that_breaks_off_is_an_error(rookery: Rookery, world: World) -> None:
+    done = rookery("generate", "huggingtweets/halfway")
+    assert done.code == 1
+    assert "no usable numbers" in done.err
+
+
+def test_a_terminal_gets_no_control_characters_of_others() -> None:
+    assert show.plain("\x1b]0;owned\x07a\tb\nc\x9b2J \x7f👩\u200d🚀") == "]0;owneda\tb\nc2J 👩\u200d🚀"
+
+
+# --- Models -----------------------------------------------------------------------------------------------
+
+
+def test_ls_lists_the_models_or_those_with_a_word_in_their_id(rookery: Rookery, world: World) -> None:
+    listed = rookery("ls")
+    assert [line.split()[0] for line in listed.out.splitlines()[1:]] == [*world.catalogue.models]
+    assert "huggingtweets/ada" not in rookery("ls", "bob").out
+    assert [model["id"] for model in json.loads(rookery("ls", "bob", "--json").out)["data"]] == ["huggingtweets/bob"]
+    assert "more than 1" in rookery("ls", "--limit", 1).err
+
+
+def test_ps_lists_what_is_in_memory(rookery: Rookery, world: World) -> None:
+    assert "huggingtweets/ada" in rookery("ps").out
+    (resident,) = json.loads(rookery("ps", "--json").out)["data"]
+    assert resident == {
+        "model": "huggingtweets/ada",
+        "revision": "abc123",
+        "tier": "device",
+        "bytes": 249_000_000,
+        "leases": 2,
+        "idle_s": 0.5,
+        "replica": "r1",
+    }
+
+
+def test_show_tells_the_counts_of_a_bot(rookery: Rookery, world: World) -> None:
+    shown = rookery("show", "huggingtweets/ada")
+    assert shown.out.splitlines()[-1].split() == ["@ada", "12", "2", "1", "9"]
+    assert json.loads(rookery("show", "huggingtweets/ada", "--json").out)["counts"] == COUNTS
+
+
+def test_rm_deletes_a_model_from_disk_and_memory_but_not_the_base(rookery: Rookery, world: World) -> None:
+    assert rookery("rm", "huggingtweets/ada", "huggingtweets/bob").code == 0
+    assert list(world.catalogue.models) == ["fledgling"]
+    assert world.generator.forgotten == ["huggingtweets/ada", "huggingtweets/bob"]
+    refused = rookery("rm", "fledgling")
+    assert (refused.code, "cannot be deleted" in refused.err) == (1, True)
+
+
+# --- Jobs -------------------------------------------------------------------------------------------------
+
+
+def test_train_sends_the_archives_in_order_and_says_how_to_follow(
+    rookery: Rookery, world: World, archive: Path
+) -> None:
+    other = archive.with_name("bob.zip")
+    other.write_bytes(b"another")
+    options = ["--seed", 5, "--epochs", 2, "--base", "huggingtweets/bob"]
+    done = rookery("train", archive, other, "--handle", "Ada", "--handle", "@bob", *options)
+    assert done.code == 0
+    assert "rookery jobs ftjob-0 --wait" in done.out
+    (request,) = world.jobs.requests
+    assert [file.handle for file in request.files] == ["Ada", "bob"]
+    assert [world.files.get_file(file.file_id).filename for file in request.files] == ["ada.zip", "bob.zip"]
+    assert (request.seed, request.hyperparameters.n_epochs, request.base_model) == (5, 2, "huggingtweets/bob")
+
+
+def test_train_wait_json_prints_the_finished_job_and_nothing_else(
+    rookery: Rookery, world: World, archive: Path
+) -> None:
+    done = rookery("train", archive, "--handle", "ada", "--wait", "--json")
+    assert done.code == 0
+    job = json.loads(done.out)
+    assert (job["status"], job["fine_tuned_model"]) == ("succeeded", "huggingtweets/ada")
+    assert "training 30/40  loss 4.25  1:05 left" in done.err
+
+
+def test_train_wait_shows_progress_then_counts_and_samples(rookery: Rookery, world: World, archive: Path) -> None:
+    done = rookery("train", archive, "--handle", "ada", "--wait")
+    lines = done.out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["Job", "queued", "training", "succeeded"]
+    assert lines[5].split() == ["@ada", "12", "2", "1", "9"]
+    assert "My dream is tea." in lines[6]
+    assert "rookery generate huggingtweets/ada" in lines[7]
+
+
+@pytest.mark.parametrize("end", [JobStatus.FAILED, JobStatus.CANCELLED])
+def test_a_job_that_ends_without_a_model_is_an_error(
+    rookery: Rookery, world: World, archive: Path, end: JobStatus
+) -> None:
+    world.jobs.script[-1] = end
+    done = rookery("train", archive, "--handle", "ada", "--wait", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["status"] == end
+    assert f"the job {end.value}" in done.err.splitlines()[-1]
+
+
+def test_an_archive_that_the_server_refuses_is_an_error_in_its_words(
+    rookery: Rookery, world: World, archive: Path
+) -> None:
+    done = rookery("train", archive, "--handle", "short", "--wait")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "rookery: @short has 3 tweets; at least 20 are needed.\n"
+
+
+def test_jobs_lists_shows_and_cancels(rookery: Rookery, world: World, archive: Path) -> None:
+    rookery("train", archive, "--handle", "ada")
+    assert rookery("jobs").out.splitlines()[1].split()[:3] == ["ftjob-0", "queued", "@ada"]
+    assert "The job has started." in rookery("jobs", "ftjob-0").out
+    assert rookery("jobs", "ftjob-0", "--cancel").code == 0
+    assert world.jobs.jobs["ftjob-0"].status is JobStatus.CANCELLED
+    assert rookery("jobs", "ftjob-9").err == "rookery: There is no such job.\n"
+    assert rookery("jobs", "--wait").code == 2
+
+
+# --- Without a server -------------------------------------------------------------------------------------
+
+
+def test_no_server_at_the_address_is_an_exit_code_of_its_own(rookery: Rookery) -> None:
+    for url in ("http://127.0.0.1:9", "no address", "127.0.0.1:9"):
+        done = rookery("ls", "--url", url)
+        assert (done.code, done.out) == (3, ""), url
+        assert url in done.err
+
+
+def test_another_program_at_the_address_is_not_taken_for_a_server(rookery: Rookery) -> None:
+    with another_program() as url:
+        done = rookery("ls", "--url", url)
+        assert (done.code, "is it another program?" in done.err) == (3, True)
+
+
+@contextmanager
+def another_program() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # answers 501 in HTML
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["ls", "--frobnicate"],
+        ["generate"],
+        ["generate", "gpt2", "-n", "0"],
+        ["train", "no-such-file.zip"],
+        ["train", __file__, "--handle", "ada", "--handle", "bob"],
+        ["import", "no-such-folder", "--as", "a/b"],
+    ],
+)
+def test_wrong_usage_exits_with_2(rookery: Rookery, arguments: list[str]) -> None:
+    done = rookery(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert "Usage:" in done.err
+
+
+def test_a_setting_that_does_not_exist_is_named(rookery: Rookery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOKERY_PROT", "8000")
+    done = rookery("up", "--no-browser")
+    assert (done.code, "ROOKERY_PROT is not a setting" in done.err) == (1, True)
+
+
+def test_the_command_runs_as_a_program_of_its_own() -> None:
+    command = [sys.executable, "-m", "deployments.cli", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    for name in ("up", "train", "generate", "ls", "ps", "show", "rm", "jobs", "preview", "import"):
+        assert f" {name} " in done.stdout
+
+
+def test_import_makes_a_plain_folder_servable(rookery: Rookery, tmp_path: Path) -> None:
+    folder, data = write_tiny_gpt2(tmp_path / "plain"), tmp_path / "data"
+    done = rookery("import", folder, "--as", "Org/Tiny", "--data", data, "--json")
+    assert done.code == 0
+    found = open_store(Settings(data=data)).resolve("org/tiny")
+    assert json.loads(done.out) == {"id": "Org/Tiny", "revision": found.revision, "path": str(found.path)}
+    assert (found.path / "model.safetensors").is_file()
+
+
+def test_import_of_a_folder_without_a_model_is_refused(rookery: Rookery, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = rookery("import", tmp_path / "empty", "--as", "org/tiny", "--data", tmp_path / "data")
+    assert (done.code, "no weights" in done.err) == (1, True)
+
+
+# --- The archives that ship with the project --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("handle", "kept"), [("capt_barnacle", 451), ("grandma_ines", 465), ("unit_seven", 479)])
+def test_preview_of_a_shipped_archive(rookery: Rookery, handle: str, kept: int) -> None:
+    done = rookery("preview", demo.ARCHIVES / f"{handle}.zip", "--json")
+    assert done.code == 0
+    report = json.loads(done.out)
+    assert {name: report[name] for name in ("handle", "format", "downloaded", "retweets", "short", "kept")} == {
+        "handle": handle,
+        "format": "x-archive",
+        "downloaded": kept + 37,
+        "retweets": 25,
+        "short": 12,
+        "kept": kept,
+    }
+    assert report["status"] == "ok"
+    assert report["left_out"] == {"deleted": 3, "superseded_edit": 2}
+    assert len(report["kept_sorted_sha256"]) == 64
+
+
+def test_preview_sums_over_several_archives_and_says_what_is_too_little(rookery: Rookery, tmp_path: Path) -> None:
+    archives = [demo.ARCHIVES / f"{handle}.zip" for handle in demo.HANDLES]
+    assert json.loads(rookery("preview", *archives, "--json").out)["kept"] == 451 + 465 + 479
+    few = tmp_path / "few.txt"
+    few.write_text("My dream is a very short list of tweets.\n")
+    assert json.loads(rookery("preview", few, "--handle", "@ada", "--json").out)["status"] == "too_few"
+
+
+def test_preview_for_people_shows_the_table_of_counts(rookery: Rookery) -> None:
+    shown = rookery("preview", demo.ARCHIVES / "unit_seven.zip")
+    assert ["@unit_seven", "516", "25", "12", "479"] in [line.split() for line in shown.out.splitlines()]
+
+
+def test_preview_of_what_is_no_archive_is_refused(rookery: Rookery, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing.zip"
+    with zipfile.ZipFile(nothing, "w") as members:
+        members.writestr("holiday.jpg", b"not a tweet")
+    done = rookery("preview", nothing, "--json")
+    assert (done.code, done.out) == (1, "")
+    assert "Expected" in done.err
+
+
+def test_likes_and_private_messages_of_the_shipped_archives_are_not_learnt(rookery: Rookery) -> None:
+    for handle in demo.HANDLES:
+        with zipfile.ZipFile(demo.ARCHIVES / f"{handle}.zip") as members:
+            assert "no bot should learn" in members.read("data/like.js").decode()
+            assert "no bot should learn" in members.read("data/direct-messages.js").decode()
+        posts = read_archive(demo.ARCHIVES / f"{handle}.zip").posts
+        assert posts and not any("no bot should learn" in post.text for post in posts)
