@@ -30,6 +30,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m loadtest.baseline
 
+# Not .rookery: bots and jobs live there.
 clean:
-	rm -rf .venv .rookery .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,6 +47,7 @@ _RAY_ENV = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_worker_niceness": "0",  # Ray's own 15 would put generators behind everything, training included
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is back after 6 s, not 30
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # HAProxy's wait for other nodes: here there is one
 }
@@ -67,9 +68,9 @@ def main(
     ):
         try:
             _catch_signals()
-            _start_ray(scratch, num_cpus=num_generators + 1, verbose=verbose)
+            _start_ray(scratch, num_cpus=2 * num_generators + 1, verbose=verbose)
             _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
-            _deploy(port, num_generators, num_gateways, verbose=verbose)
+            _deploy(port, num_generators, num_gateways, settings.device, verbose=verbose)
             _wait_until_ready(port)
             say(f"ready http://{HOST}:{port}")
             signal.pause()
@@ -121,14 +122,19 @@ def _start_ray(scratch: str, *, num_cpus: int, verbose: bool) -> None:
         raise _Stopped from exc  # Ray's own handler of SIGTERM
 
 
-def _deploy(port: int, num_generators: int, num_gateways: int, *, verbose: bool) -> None:
+def _deploy(port: int, num_generators: int, num_gateways: int, device: str, *, verbose: bool) -> None:
+    import ray
     from ray import serve
 
     from deployments.app import APP_NAME, AppArgs, build
 
     logging.getLogger("ray.serve").setLevel(logging.INFO if verbose else logging.WARNING)
     serve.start(http_options={"host": HOST, "port": port})
-    serve.run(build(AppArgs(num_generators=num_generators, num_gateways=num_gateways)), name=APP_NAME)
+    has_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
+    if device == "cuda" and not has_gpu:
+        raise SystemExit("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")
+    args = AppArgs(num_generators=num_generators, num_gateways=num_gateways, device="gpu" if has_gpu else "cpu")
+    serve.run(build(args), name=APP_NAME)
 
 
 def _wait_until_ready(port: int) -> None:

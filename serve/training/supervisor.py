@@ -131,7 +131,7 @@ class Supervisor:
             *("--job", claim.job.id, "--token", str(claim.fence), "--parent", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
             env={**os.environ, **limit, "TOKENIZERS_PARALLELISM": "false"},
-            process_group=0,
+            start_new_session=True,  # a process group of its own; uvloop, which Ray uses, has no process_group
         )
         assert child.stdin is not None
         # By a pipe: the options may hold a password, and arguments can be read by all.

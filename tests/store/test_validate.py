@@ -100,8 +100,8 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dty
     [
         ("config.json", {"model_type": "llama"}, "not a GPT-2"),
         ("config.json", {"auto_map": {"AutoModel": "x.y"}}, "own code"),
-        ("config.json", {"layer_norm_epsilon": "small"}, "wrong kind"),
-        ("config.json", {"activation_function": ["gelu"]}, "wrong kind"),
+        ("config.json", {"layer_norm_epsilon": "small"}, "layer_norm_epsilon"),
+        ("config.json", {"activation_function": ["gelu"]}, "activation_function"),
         ("config.json", {"vocab_size": 10**9}, "vocab_size"),
         ("config.json", {"vocab_size": 511}, "vocab_size|shape"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.y", None]}}, "own code"),

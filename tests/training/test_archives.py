@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -461,3 +462,11 @@ def test_a_message_names_the_file_as_the_user_did_and_stays_short(tmp_path: Path
 )
 def test_times_are_utc_and_nonsense_is_none(text: str | None, time: tuple[int, ...] | None) -> None:
     assert parse_time(text) == (datetime(*time, tzinfo=UTC) if time else None)  # type: ignore[misc,arg-type]
+
+
+def test_an_empty_zip_is_no_archive(tmp_path: Path) -> None:
+    path = tmp_path / "empty.zip"
+    with zipfile.ZipFile(path, "w"):
+        pass
+    with pytest.raises(BadUpload):
+        read_archive(path)

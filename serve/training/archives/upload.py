@@ -165,8 +165,8 @@ def _check_no_overlap(members: list[zipfile.ZipInfo], start_of_directory: int, n
     # Python 3.11.7 reads members that share bytes: 70 KB can claim 10 GB. A member's local header may be
     # longer than counted here, never shorter, so honest files always pass.
     ordered = sorted(members, key=lambda member: member.header_offset)
-    starts = [member.header_offset for member in ordered[1:]] + [start_of_directory]
-    for member, next_start in zip(ordered, starts, strict=True):
+    starts = [*(member.header_offset for member in ordered), start_of_directory]
+    for member, next_start in zip(ordered, starts[1:], strict=True):
         if member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size > next_start:
             raise BadUpload(f"{name} has members that overlap each other, which no real archive does.", param="file")
 
