@@ -19,19 +19,22 @@ from serve.engine.device import engine_config
 from serve.engine.engine import Engine, Slot, StepStats
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabulary
-from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, RookeryError
+from serve.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    Overloaded,
+    RookeryError,
+)
 from serve.loader import EngineLoader, Facts
+from serve.locator import Locator
 from serve.metrics import Metrics
 from serve.pool.loader import Evicted, Loaded, LoadFailed, PoolEvent
 from serve.pool.pool import ModelPool
 from serve.settings import Settings
 from serve.store.opening import open_hub, open_store
-from serve.store.revisions import Revision
 from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
 
 logger = logging.getLogger(__name__)
-
-NEGATIVE_TTL_S = 60.0  # how long the Hub's "no such model" is believed
 
 
 class LocalGenerator:
@@ -41,13 +44,11 @@ class LocalGenerator:
         self._settings = settings
         self._metrics = metrics or Metrics(part="engine")
         self._loop = asyncio.get_running_loop()
-        self._store = open_store(settings)
-        self._hub = open_hub(settings, self._store)
-        self._fetches: dict[str, asyncio.Task[Revision]] = {}
-        self._missing: dict[str, tuple[float, RookeryError]] = {}  # id -> (believed until, reason)
+        store = open_store(settings)
+        self._locator = Locator(store, open_hub(settings, store))
         config = engine_config(settings)
         self._engine = Engine(config, on_outputs=self._on_outputs, on_step=self._on_step)
-        self._loader = EngineLoader(self._store, self._engine)
+        self._loader = EngineLoader(store, self._engine)
         self._pool: ModelPool[Facts, Slot] = ModelPool(
             self._loader,
             budget_bytes=config.budget_bytes,
@@ -56,32 +57,31 @@ class LocalGenerator:
         )
         self._metrics.pool_budget_bytes.set(config.budget_bytes)
         self._calls: dict[Sequence, _Call] = {}
-        self._draining: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     # --- The Generator protocol -----------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         """Raises: ModelNotFound, ModelUnusable, InvalidRequest, Overloaded, ... before the first delta."""
         arrived = time.monotonic()
-        revision, fetch_s = await self._locate(request.model_id)
+        revision, fetch_s = await self._locator.locate(request.model_id)
         key = f"{revision.model_id}@{revision.revision}"
         facts = await asyncio.to_thread(self._loader.facts, key)
         plans = await asyncio.to_thread(_plan, request, facts)
         async with AsyncExitStack() as stack:
             lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
+            if self._closed:
+                raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
             tier: Tier = "hub" if fetch_s else lease.tier
             origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
             call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin)
-            self._calls.update(dict.fromkeys(call.sequences, call))
-            self._engine.submit(lease.slot, call.sequences)
-            try:
-                async for outputs in call.flushes(self._settings.flush_interval_s):
-                    yield _deltas(call, outputs)
-            finally:
-                if call.num_open:
-                    # The engine may be in a step with these sequences: their lease goes when it has let go of them.
-                    self._engine.cancel(call.sequences)
-                    self._release_when_done(call, stack.pop_all())
+            self._start(call, lease.slot, stack.pop_all())
+        try:
+            async for outputs in call.flushes(self._settings.flush_interval_s):
+                yield _deltas(call, outputs)
+        finally:
+            self._engine.cancel(call.sequences)
 
     async def residents(self) -> list[Resident]:
         residents = []
@@ -92,8 +92,9 @@ class LocalGenerator:
         return residents
 
     async def forget(self, model_id: str) -> None:
-        self._missing.pop(model_id, None)
-        await self._pool.forget(lambda key: key.partition("@")[0] == model_id)
+        wanted = model_id.lower()  # ids name the same model in any case
+        self._locator.forget(wanted)
+        await self._pool.forget(lambda key: key.partition("@")[0].lower() == wanted)
 
     async def check_ready(self) -> None:
         request = GenerationRequest(self._settings.base, ("",), {"max_new_tokens": 1, "ignore_eos": True})
@@ -104,8 +105,10 @@ class LocalGenerator:
 
     async def close(self) -> None:
         """End what is running, free every slot, stop the threads."""
+        self._closed = True
+        self._locator.close()
         self._engine.cancel(list(self._calls))
-        await asyncio.gather(*self._draining)
+        await asyncio.gather(*self._releases)
         await self._pool.close()
         await asyncio.to_thread(self._engine.close)
 
@@ -113,34 +116,23 @@ class LocalGenerator:
         """Prometheus exposition of this process's engine and pool."""
         return self._metrics.render()
 
-    # --- Locating --------------------------------------------------------------------------------------------
+    def check_alive(self) -> None:
+        """Raises: RookeryError when no text can ever be written here again."""
+        if not self._engine.is_alive:
+            raise RookeryError("The engine's thread has ended.")
 
-    async def _locate(self, model_id: str) -> tuple[Revision, float]:
-        """The model's newest revision, and the seconds it took to fetch it from the Hub (0: it was here)."""
-        try:
-            return await asyncio.to_thread(self._store.resolve, model_id), 0.0
-        except ModelNotFound:
-            if not self._settings.hub_enabled:
-                raise
-        started = time.monotonic()
-        believed_until, reason = self._missing.get(model_id, (0.0, None))
-        if reason is not None and started < believed_until:
-            raise type(reason)(reason.message, param=reason.param)
-        if model_id not in self._fetches:
-            # NOTE: the fetch belongs to nobody in particular: a caller who leaves does not stop it for the others.
-            task = self._fetches[model_id] = asyncio.create_task(asyncio.to_thread(self._hub.locate, model_id))
-            task.add_done_callback(lambda done: self._fetched(model_id, done))
-        return await asyncio.shield(self._fetches[model_id]), time.monotonic() - started
+    def _start(self, call: _Call, slot: Slot, lease: AsyncExitStack) -> None:
+        """From here on the weights are the engine's: the lease ends with its last output, however slow the reader."""
 
-    def _fetched(self, model_id: str, task: asyncio.Task[Revision]) -> None:
-        self._fetches.pop(model_id, None)
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, RookeryError) and error.retry_after_s is None:
-            now = time.monotonic()
-            self._missing = (
-                {k: v for k, v in self._missing.items() if v[0] > now} if len(self._missing) < 10_000 else {}
-            )
-            self._missing[model_id] = (now + NEGATIVE_TTL_S, error)
+        async def release() -> None:
+            async with lease:
+                await call.done.wait()
+
+        self._calls.update(dict.fromkeys(call.sequences, call))
+        self._engine.submit(slot, call.sequences)
+        task = asyncio.create_task(release())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
 
     # --- The engine's and the pool's events --------------------------------------------------------------------
 
@@ -152,15 +144,6 @@ class LocalGenerator:
             self._calls[output.sequence].take(output)
             if output.is_last:
                 del self._calls[output.sequence]
-
-    def _release_when_done(self, call: _Call, stack: AsyncExitStack) -> None:
-        async def release() -> None:
-            async with stack:
-                await call.done.wait()
-
-        task = asyncio.create_task(release())
-        self._draining.add(task)
-        task.add_done_callback(self._draining.discard)
 
     def _on_step(self, stats: StepStats) -> None:
         self._metrics.batch_rows.observe(stats.num_rows)

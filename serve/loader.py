@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor
 
-from serve.engine.engine import Engine, Slot
+from serve.engine.engine import Engine, Layout, Slot
 from serve.engine.text import Vocabularies, Vocabulary
 from serve.errors import ModelNotFound, ModelUnusable, StoreUnavailable
 from serve.pool.loader import Prepared
 from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
 from serve.store.revisions import Store
-from serve.store.validate import check_folder
+from serve.store.safetensors_file import read_header
+from serve.store.validate import check_folder, read_json
 from serve.types import Tier
 
 WEIGHTS = "model.safetensors"
@@ -30,9 +32,13 @@ class Facts:
     """What must be known of a model to check a request, and needs none of its weights."""
 
     folder: Path
-    shape: GPT2Shape
+    layout: Layout
     vocabulary: Vocabulary
     defaults: GenerationDefaults
+
+    @property
+    def shape(self) -> GPT2Shape:
+        return self.layout.shape
 
 
 class EngineLoader:
@@ -42,43 +48,65 @@ class EngineLoader:
         self._store = store
         self._engine = engine
         self._vocabularies = Vocabularies()
-        self.facts = lru_cache(maxsize=4096)(self._read_facts)
+        self.facts = lru_cache(maxsize=1024)(self._read_facts)
 
     def _read_facts(self, key: str) -> Facts:
         """Raises: ModelNotFound, ModelUnusable."""
         folder = self._store.resolve(key).path
-        return Facts(folder, check_folder(folder), self._vocabularies.load(folder), generation_defaults(folder))
+        shape = check_folder(folder)
+        # As transformers has it: where the config ties the head, one that lies in the file all the same is ignored.
+        tied = read_json(folder / "config.json").get("tie_word_embeddings", True) is not False
+        with _translated(key):
+            has_head = any(canonical_name(entry.name) == "lm_head.weight" for entry in read_header(folder / WEIGHTS))
+        layout = Layout(shape, tied=tied or not has_head)
+        return Facts(folder, layout, self._vocabularies.load(folder), generation_defaults(folder))
 
     def prepare(self, key: str) -> Prepared[Facts]:
         facts = self.facts(key)
-        weights = facts.folder / WEIGHTS
-        try:
-            tier: Tier = "host" if _is_cached(weights) else "disk"
-            names = _read_tensors(weights)
-        except FileNotFoundError as exc:
-            raise ModelNotFound(f"Model {key!r} was deleted.", param="model") from exc
-        num_bytes = self._engine.model_bytes(facts.shape, tied="lm_head.weight" not in names)
-        return Prepared(num_bytes, tier, facts)
+        with _translated(key):
+            tier: Tier = "host" if _is_cached(facts.folder / WEIGHTS) else "disk"
+        return Prepared(self._engine.model_bytes(facts.layout), tier, facts)
 
     def load(self, prepared: Prepared[Facts]) -> Slot:
         facts = prepared.payload
-        return self._engine.load(facts.shape, _read_tensors(facts.folder / WEIGHTS))
+        with _translated(facts.folder.name):
+            tensors = _read_tensors(facts.folder / WEIGHTS)
+        _check_shapes(tensors, facts.layout)
+        return self._engine.load(facts.layout, tensors)
 
     def unload(self, slot: Slot) -> None:
         self._engine.unload(slot)
 
 
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The file's tensors under canonical names, mapped rather than read."""
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
     try:
-        tensors = load_file(path)
+        yield
+    except FileNotFoundError as exc:
+        raise ModelNotFound(f"The model {name!r} was deleted.", param="model") from exc
     except SafetensorError as exc:
         raise ModelUnusable("The weights file of the model is damaged.") from exc
     except OSError as exc:
-        if isinstance(exc, FileNotFoundError):
-            raise
         raise StoreUnavailable("The weights of the model cannot be read now.", retry_after_s=5) from exc
+
+
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    """The file's tensors under canonical names.
+
+    A published file is read-only and never changes, so it is mapped. One that somebody may yet overwrite is
+    read: a file that shrinks under its map ends the process (SIGBUS).
+    """
+    may_change = path.stat().st_mode & 0o222
+    tensors = load(path.read_bytes()) if may_change else load_file(path)
     return {known: tensor for name, tensor in tensors.items() if (known := canonical_name(name))}
+
+
+def _check_shapes(tensors: Mapping[str, Tensor], layout: Layout) -> None:
+    """The folder may have been replaced since it was looked at. Raises: ModelUnusable."""
+    for name, shape in layout.shape.tensor_shapes().items():
+        found = tuple(tensors[name].shape) if name in tensors else None
+        if found != shape and not (name == "lm_head.weight" and layout.tied):
+            raise ModelUnusable(f"Tensor {name!r} of the model has shape {found}, expected {shape}.")
 
 
 def _is_cached(path: Path, samples: int = 8) -> bool:

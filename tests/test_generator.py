@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, ModelUnusable
+from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, ModelUnusable, RookeryError
 from serve.generator import LocalGenerator
 from serve.settings import Settings
 from serve.types import Delta, GenerationRequest
@@ -157,3 +158,57 @@ async def test_the_seed_and_index_decide_the_text_not_the_company(generator: Loc
     others = [GenerationRequest(f"test/m{i % 5}", ("x",), {"max_new_tokens": 20}, seed=i) for i in range(10)]
     (together,), *_ = await asyncio.gather(*(collect(generator, r) for r in [request, *others]))
     assert text(together) == text(alone)
+
+
+async def test_a_model_s_odd_defaults_harm_nobody_else(generator: LocalGenerator, data: Path) -> None:
+    defaults = data / "models" / "test" / "m1" / "generation_config.json"
+    defaults.write_text('{"do_sample": true, "temperature": 1e-40, "stop_strings": ["x"]}')
+    requests = [GenerationRequest(f"test/m{i}", ("a",), {"max_new_tokens": 8}) for i in range(3)]
+    for (sequence,) in await asyncio.gather(*(collect(generator, request) for request in requests)):
+        assert sequence[-1].error is None and sequence[-1].finish_reason
+
+
+async def test_without_a_way_to_the_hub_an_unknown_model_is_not_found(data: Path) -> None:
+    offline = LocalGenerator(
+        Settings(data=data, base="test/m0", hub_endpoint="http://127.0.0.1:9", memory_bytes=1 << 28)
+    )
+    for _ in range(2):  # the second time from memory
+        with pytest.raises(ModelNotFound, match="cannot be reached"):
+            await collect(offline, GenerationRequest("huggingtweets/nobody", ("a",)))
+    await offline.close()
+
+
+async def test_what_is_here_does_not_wait_for_a_slow_hub(data: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:  # takes connections and never answers
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        generator = LocalGenerator(Settings(data=data, base="test/m0", hub_endpoint=endpoint, hub_deadline_s=2))
+        unknown = [asyncio.create_task(collect(generator, GenerationRequest(f"x/n{i}", ("a",)))) for i in range(12)]
+        await asyncio.sleep(0)
+        await collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 2}))
+        assert not any(task.done() for task in unknown)
+        for task in unknown:
+            task.cancel()
+        await asyncio.gather(*unknown, return_exceptions=True)
+        await generator.close()
+
+
+async def test_closing_ends_texts_whose_reader_has_stopped_reading(data: Path) -> None:
+    generator = LocalGenerator(settings(data))
+    stream = generator.generate(GenerationRequest("test/m0", ("a",), {"max_new_tokens": 60, "ignore_eos": True}))
+    await anext(stream)
+    await asyncio.wait_for(generator.close(), 30)
+    with pytest.raises(RookeryError):
+        generator.check_alive()
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_lease_ends_with_the_last_token_however_slow_the_reader(generator: LocalGenerator) -> None:
+    stream = generator.generate(GenerationRequest("test/m0", ("a",), {"max_new_tokens": 30, "ignore_eos": True}))
+    await anext(stream)
+    for _ in range(500):
+        (resident,) = await generator.residents()
+        if resident.leases == 0:
+            break
+        await asyncio.sleep(0.01)
+    assert resident.leases == 0
+    await stream.aclose()  # type: ignore[attr-defined]

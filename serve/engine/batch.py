@@ -55,8 +55,8 @@ class Span:
 class Batch:
     """The inputs of one forward pass, built from spans sorted by slot.
 
-    ``head_rows`` are the rows whose logits are wanted. Decode spans (one row) share one attention call
-    over ``decode_kv``; each longer span attends by itself.
+    ``head_rows`` are the rows whose logits are wanted. Spans of one row (decoding) come as a list for a CPU, which
+    attends to each by itself, and as tensors for a device, which attends to all in one call.
     """
 
     token_ids: Tensor  # (R,) int64
@@ -65,6 +65,7 @@ class Batch:
     groups: Groups
     head_rows: Tensor  # (N,) int64
     head_groups: Groups
+    decode: tuple[tuple[int, int, int], ...]  # (row, kv row, length) of each span of one row
     decode_rows: Tensor  # (B,) int64: rows of the spans of one row
     decode_kv: Tensor  # (B,) int64: their KV cache rows
     decode_mask: Tensor  # (B, 1, 1, longest) bool: True where a key may be seen
@@ -78,8 +79,7 @@ class Batch:
         kv_rows: list[int] = []
         row_slots: list[int] = []
         head_rows: list[int] = []
-        decode_rows: list[int] = []
-        decode_lengths: list[int] = []
+        decode: list[tuple[int, int, int]] = []
         prefill: list[tuple[int, int, int, int]] = []
         for span in spans:
             first, count = len(ids), len(span.token_ids)
@@ -92,15 +92,14 @@ class Batch:
             elif span.wants_logits:
                 head_rows.append(first + count - 1)
             if count == 1:
-                decode_rows.append(first)
-                decode_lengths.append(span.past + 1)
+                decode.append((first, span.kv_row, span.past + 1))
             else:
                 prefill.append((first, first + count, span.kv_row, span.past))
-        lengths = torch.tensor(decode_lengths, dtype=torch.int64)
-        longest = max(decode_lengths, default=0)
+        lengths = torch.tensor([length for _, _, length in decode], dtype=torch.int64)
+        longest = max((length for _, _, length in decode), default=0)
         mask = (torch.arange(longest) < lengths[:, None])[:, None, None, :]
         kv = torch.tensor(kv_rows, dtype=torch.int64)
-        decode = torch.tensor(decode_rows, dtype=torch.int64)
+        decode_rows = torch.tensor([row for row, _, _ in decode], dtype=torch.int64)
         return cls(
             token_ids=torch.tensor(ids, dtype=torch.int64).to(device),
             positions=torch.tensor(positions, dtype=torch.int64).to(device),
@@ -108,8 +107,9 @@ class Batch:
             groups=Groups.of(row_slots, num_slots, device),
             head_rows=torch.tensor(head_rows, dtype=torch.int64).to(device),
             head_groups=Groups.of([row_slots[row] for row in head_rows], num_slots, device),
-            decode_rows=decode.to(device),
-            decode_kv=kv[decode].to(device),
+            decode=tuple(decode),
+            decode_rows=decode_rows.to(device),
+            decode_kv=kv[decode_rows].to(device),
             decode_mask=mask.to(device),
             prefill=tuple(prefill),
         )

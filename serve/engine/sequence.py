@@ -33,7 +33,8 @@ class Output:
 class Sequence:
     """Made by the caller, then touched by the engine's thread alone, except for `cancelled`.
 
-    `slot` is where its model's weights are. The same (seed, choice, prompt) gives the same text in any batch.
+    `slot` is where its model's weights are. The draws of (seed, choice) are the same in any
+    batch; the text is too, but where two tokens are so close that rounding, which depends on the batch, decides.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
@@ -79,7 +80,8 @@ class Vocabularies:
     """Loads each distinct tokenizer once: GPT-2's takes 50,000 entries, and all its fine-tunes share it."""
 
     def __init__(self) -> None:
-        self._by_hash: dict[str, Vocabulary] = {}
+        # Weak: who holds a model's facts owns its vocabulary, so that odd tokenizers do not pile up.
+        self._by_hash: WeakValueDictionary[str, Vocabulary] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     def load(self, folder: Path) -> Vocabulary:
@@ -91,9 +93,10 @@ class Vocabularies:
             raise ModelUnusable("The model folder has no tokenizer: expected tokenizer.json, or vocab.json and "
                                 "merges.txt.") from exc  # fmt: skip
         with self._lock:
-            if digest not in self._by_hash:
-                self._by_hash[digest] = Vocabulary(_read_tokenizer(folder, names))
-            return self._by_hash[digest]
+            vocabulary = self._by_hash.get(digest)
+            if vocabulary is None:
+                vocabulary = self._by_hash[digest] = Vocabulary(_read_tokenizer(folder, names))
+            return vocabulary
 
 
 def _read_tokenizer(folder: Path, names: list[str]) -> Tokenizer:

@@ -17,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor
 
 from serve.engine.batch import Groups
+from serve.engine.memory import zeros
 from serve.shape import GPT2Shape
 
 BLOCK_MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -24,12 +25,16 @@ VOCAB_MULTIPLE = 64  # of the device slab's head: grouped_mm wants aligned rows,
 
 
 class Slab(Protocol):
-    """Places for the weights of `num_slots` models. `write` and `clear` may run beside a step on other slots."""
+    """Places for the weights of `num_slots` models, all with their head tied to the embedding or none.
+
+    `write` and `clear` may run beside a step on other slots.
+    """
 
     shape: GPT2Shape
     num_slots: int
     dtype: torch.dtype
     device: torch.device
+    tied: bool
 
     def acquire(self) -> int:
         """A free slot number. Raises: IndexError when there is none (the caller budgets)."""
@@ -86,7 +91,7 @@ class _Vectors:
 
     def __init__(self, shape: GPT2Shape, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
         self._stacks = {
-            name: torch.zeros(num_slots, *size, dtype=dtype, device=device)
+            name: zeros((num_slots, *size), dtype, device)
             for name, size in shape.tensor_shapes().items()
             if len(size) == 1
         }
@@ -116,8 +121,8 @@ class _Vectors:
 class HostSlab:
     """Slots in ordinary memory. A matrix is kept as ``[out, in]``, which `F.linear` reads fastest."""
 
-    def __init__(self, shape: GPT2Shape, num_slots: int, dtype: torch.dtype) -> None:
-        self.shape, self.num_slots, self.dtype = shape, num_slots, dtype
+    def __init__(self, shape: GPT2Shape, num_slots: int, dtype: torch.dtype, *, tied: bool = True) -> None:
+        self.shape, self.num_slots, self.dtype, self.tied = shape, num_slots, dtype, tied
         self.device = torch.device("cpu")
         self._slots = _Slots(num_slots)
         self._vectors = _Vectors(shape, num_slots, dtype, self.device)
@@ -128,16 +133,24 @@ class HostSlab:
 
     def write(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
         self._vectors.write(slot, tensors)
-        embedding = tensors["wte.weight"].to(self.dtype, copy=True)
-        matrices = {"wte": embedding, "wpe": tensors["wpe.weight"].to(self.dtype, copy=True)}
-        head = tensors.get("lm_head.weight")
-        matrices["lm_head"] = embedding if head is None else head.to(self.dtype, copy=True)
+        self._matrices[slot] = self._copy_matrices(tensors)
+
+    def _copy_matrices(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        sources = {"wte": tensors["wte.weight"], "wpe": tensors["wpe.weight"]}
+        if not self.tied:
+            sources["lm_head"] = tensors["lm_head.weight"]
         for layer in range(self.shape.n_layer):
             for name in BLOCK_MATRICES:
                 # Conv1D keeps [in, out]; transposed here once rather than at each step.
-                matrix = tensors[f"h.{layer}.{name}.weight"]
-                matrices[f"h.{layer}.{name}"] = matrix.t().to(self.dtype).contiguous()
-        self._matrices[slot] = matrices
+                sources[f"h.{layer}.{name}"] = tensors[f"h.{layer}.{name}.weight"].t()
+        # One map for all of them, so that freeing the slot gives its memory back to the system.
+        places = zeros((sum(source.numel() for source in sources.values()),), self.dtype, self.device)
+        matrices, start = {}, 0
+        for name, source in sources.items():
+            matrices[name] = places[start : start + source.numel()].view(source.shape).copy_(source)
+            start += source.numel()
+        matrices.setdefault("lm_head", matrices["wte"])
+        return matrices
 
     def clear(self, slot: int) -> None:
         self._matrices[slot] = {}
@@ -175,19 +188,21 @@ class DeviceSlab:
     Everything is allocated once. The vocabulary is padded to a multiple of 64; padding never leaves `head`.
     """
 
-    def __init__(self, shape: GPT2Shape, num_slots: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.num_slots, self.dtype, self.device = shape, num_slots, dtype, device
+    def __init__(
+        self, shape: GPT2Shape, num_slots: int, dtype: torch.dtype, device: torch.device, *, tied: bool = True
+    ) -> None:
+        self.shape, self.num_slots, self.dtype, self.device, self.tied = shape, num_slots, dtype, device, tied
         self._slots = _Slots(num_slots)
         self._vectors = _Vectors(shape, num_slots, dtype, device)
         vocab = -(-shape.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         sizes = shape.tensor_shapes()
 
         def stack(*size: int) -> Tensor:
-            return torch.zeros(num_slots, *size, dtype=dtype, device=device)
+            return zeros((num_slots, *size), dtype, device)
 
         self._wte = stack(vocab, shape.n_embd)
         self._wpe = stack(shape.n_positions, shape.n_embd)
-        self._untied: Tensor | None = None  # a second [slots, V, D], made when the first untied head comes
+        self._lm_head = self._wte if tied else stack(vocab, shape.n_embd)
         self._blocks = {
             f"h.{layer}.{name}": stack(*sizes[f"h.{layer}.{name}.weight"])
             for layer in range(shape.n_layer)
@@ -202,11 +217,8 @@ class DeviceSlab:
         vocab = self.shape.vocab_size
         self._wte[slot, :vocab].copy_(tensors["wte.weight"])
         self._wpe[slot].copy_(tensors["wpe.weight"])
-        head = tensors.get("lm_head.weight")
-        if head is not None and self._untied is None:
-            self._untied = self._wte.clone()
-        if self._untied is not None:
-            self._untied[slot, :vocab].copy_(tensors["wte.weight"] if head is None else head)
+        if not self.tied:
+            self._lm_head[slot, :vocab].copy_(tensors["lm_head.weight"])
         for name, stack in self._blocks.items():
             stack[slot].copy_(tensors[f"{name}.weight"])
 
@@ -223,18 +235,17 @@ class DeviceSlab:
         return self._grouped_mm(x, self._blocks[name], groups) + self._vectors.rows(f"{name}.bias", groups)
 
     def head(self, x: Tensor, groups: Groups) -> Tensor:
-        weights = self._wte if self._untied is None else self._untied
-        return self._grouped_mm(x, weights.transpose(1, 2), groups)[:, : self.shape.vocab_size]
+        return self._grouped_mm(x, self._lm_head.transpose(1, 2), groups)[:, : self.shape.vocab_size]
 
     def _grouped_mm(self, x: Tensor, stack: Tensor, groups: Groups) -> Tensor:
         return F.grouped_mm(x, stack, offs=groups.ends)
 
 
-def build_slab(shape: GPT2Shape, num_slots: int, dtype: torch.dtype, device: torch.device) -> Slab:
+def build_slab(shape: GPT2Shape, num_slots: int, dtype: torch.dtype, device: torch.device, *, tied: bool) -> Slab:
     """The slab that suits `device`."""
     if device.type == "cpu":
-        return HostSlab(shape, num_slots, dtype)
-    return DeviceSlab(shape, num_slots, dtype, device)
+        return HostSlab(shape, num_slots, dtype, tied=tied)
+    return DeviceSlab(shape, num_slots, dtype, device, tied=tied)
 
 
 def weight_bytes(shape: GPT2Shape, dtype: torch.dtype, *, tied: bool) -> int:

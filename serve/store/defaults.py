@@ -64,7 +64,7 @@ def _sampling(said: Mapping[str, Any]) -> SamplingOverrides:
         del sampling["max_new_tokens"]
     stop = said.get("stop_strings")
     stop = [stop] if isinstance(stop, str) else stop
-    if isinstance(stop, list) and all(isinstance(text, str) and text for text in stop):
+    if isinstance(stop, list) and len(stop) <= 16 and all(isinstance(t, str) and 0 < len(t) <= 64 for t in stop):
         sampling["stop"] = tuple(stop)
     if said.get("do_sample") is False:
         sampling["temperature"] = 0.0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from serve.engine.engine import Engine, EngineConfig, Slot
+from serve.engine.engine import Engine, EngineConfig, Layout, Slot
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabularies, Vocabulary
 from serve.shape import GPT2Shape, canonical_name
@@ -45,9 +45,9 @@ class Harness:
         self.slots: list[Slot] = []
         self.folders = [write_tiny_gpt2(folder / str(i), seed=i, **shape) for i in range(num_models)]
         self.vocabulary: Vocabulary = Vocabularies().load(self.folders[0])
-        self.shape = GPT2Shape.from_config(tiny_config(**{k: v for k, v in shape.items() if k != "seed"}))
+        self.layout = Layout(GPT2Shape.from_config(tiny_config(**shape)), shape.get("tie", True))
         for path in self.folders:
-            self.slots.append(self.engine.load(self.shape, read_tensors(path)))
+            self.slots.append(self.engine.load(self.layout, read_tensors(path)))
 
     def reference(self, model: int) -> Any:
         return AutoModelForCausalLM.from_pretrained(self.folders[model], dtype=torch.float32).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,7 @@ def test_a_model_with_nan_weights_fails_alone(tmp_path: Path) -> None:
     harness = Harness(tmp_path, 3)
     tensors = read_tensors(harness.folders[0])
     tensors["ln_f.weight"] = torch.full_like(tensors["ln_f.weight"], float("nan"))
-    broken = harness.engine.load(harness.shape, tensors)
+    broken = harness.engine.load(harness.layout, tensors)
     prompt = [1, 2, 3]
     bad = Sequence(slot=broken.index, prompt_ids=prompt, params=GREEDY, vocabulary=harness.vocabulary)
     bad_result = harness.collected[bad] = Collected()
@@ -139,7 +140,7 @@ def test_a_row_of_the_cache_is_clean_after_a_model_with_nan_used_it(tmp_path: Pa
     harness = Harness(tmp_path, 1, EngineConfig(max_sequences=1))
     tensors = read_tensors(harness.folders[0])
     tensors["h.0.attn.c_attn.bias"] = torch.full_like(tensors["h.0.attn.c_attn.bias"], float("nan"))
-    broken = harness.engine.load(harness.shape, tensors)
+    broken = harness.engine.load(harness.layout, tensors)
     bad = Sequence(slot=broken.index, prompt_ids=range(30), params=GREEDY, vocabulary=harness.vocabulary)
     bad_result = harness.collected[bad] = Collected()
     harness.engine.submit(broken, [bad])
@@ -166,7 +167,7 @@ def test_a_freed_slot_is_used_again_by_another_model(tmp_path: Path) -> None:
     first = harness.slots[0]
     harness.engine.unload(first)
     other = write_tiny_gpt2(tmp_path / "other", seed=99)
-    harness.slots[0] = harness.engine.load(harness.shape, read_tensors(other))
+    harness.slots[0] = harness.engine.load(harness.layout, read_tensors(other))
     assert harness.slots[0].index == first.index
     harness.folders[0] = other
     (got,) = harness.run([(0, harness.sequence(0, [5, 6]))])
@@ -180,9 +181,9 @@ def test_logits_of_a_mixed_ragged_step_are_within_1e4_of_transformers(tmp_path: 
     shape = GPT2Shape.from_config(tiny_config(tie=tie))
     slab: Slab
     if kind == "host":
-        slab = HostSlab(shape, 8, torch.float32)
+        slab = HostSlab(shape, 8, torch.float32, tied=tie)
     else:
-        slab = DeviceSlab(shape, 8, torch.float32, torch.device("cpu"))
+        slab = DeviceSlab(shape, 8, torch.float32, torch.device("cpu"), tied=tie)
     models: dict[int, Any] = {}
     for seed in range(5):
         folder = write_tiny_gpt2(tmp_path / str(seed), seed=seed, tie=tie)
@@ -190,6 +191,7 @@ def test_logits_of_a_mixed_ragged_step_are_within_1e4_of_transformers(tmp_path: 
         slab.write(slot, read_tensors(folder))
         models[slot] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     cache = KVCache(shape, 16, torch.float32, torch.device("cpu"))
+    cache.in_place = kind == "host"
     prompts = random_prompts(10, seed=9)
     spans = [Span(i // 2, i, 0, prompt, wants_all_logits=True) for i, prompt in enumerate(prompts)]
     logits = forward(slab, cache, Batch.of(spans, slab.num_slots, slab.device))
@@ -204,3 +206,46 @@ def test_logits_of_a_mixed_ragged_step_are_within_1e4_of_transformers(tmp_path: 
         torch.testing.assert_close(logits[first : first + len(prompt)], expected[: len(prompt)], atol=1e-4, rtol=0)
         torch.testing.assert_close(following[second : second + len(tail)], expected[len(prompt) :], atol=1e-4, rtol=0)
         first, second = first + len(prompt), second + len(tail)
+
+
+def test_freeing_a_slot_gives_its_memory_back(tmp_path: Path) -> None:
+    shape = GPT2Shape(vocab_size=20_000, n_positions=64, n_embd=512, n_layer=4, n_head=8, n_inner=2048)
+    tensors = {name: torch.zeros(size) for name, size in shape.tensor_shapes().items()}
+    slab = HostSlab(shape, 8, torch.float32)
+    before = resident_bytes()
+    for _ in range(3):
+        slots = [slab.acquire() for _ in range(4)]
+        for slot in slots:
+            slab.write(slot, tensors)
+        held = resident_bytes() - before
+        for slot in slots:
+            slab.clear(slot)
+    one_model = 4 * shape.num_parameters
+    assert held > 3 * one_model
+    assert resident_bytes() - before < one_model
+
+
+def test_a_cache_costs_no_memory_before_it_is_used() -> None:
+    before = resident_bytes()
+    cache = KVCache(GPT2Shape(50_257, 1024, 768, 12, 12, 3072), 64, torch.float32, torch.device("cpu"))
+    assert resident_bytes() - before < 64 << 20  # of 4.8 GB
+    del cache
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_listener_that_fails_does_not_stop_the_engine(tmp_path: Path) -> None:
+    harness = Harness(tmp_path, 1)
+
+    def fail(stats: object) -> None:
+        raise RuntimeError("a listener's own fault")
+
+    harness.engine._on_step = fail
+    for _ in range(2):
+        (got,) = harness.run([(0, harness.sequence(0, [1, 2]))])
+        assert len(got.ids) == GREEDY.max_new_tokens
+    assert harness.engine.is_alive
+    harness.engine.close()
+    assert not harness.engine.is_alive
