@@ -16,6 +16,8 @@
       GenerationFailed        the model gave no usable numbers (NaN or Inf)
       TrainingFailed          a training job ended without a model
       StoreUnavailable        disk, database or Hub cannot be reached now; come back after `retry_after_s`
+        HubUnreachable          there is no way to the Hub from here: no network, no such host, offline mode
+        DiskFull                nothing more can be written until somebody makes room
 
 Messages are sentences for people: they name the thing, the value and the limit, and what to do. They
 never carry the body of a request. The HTTP status of each is in `serve.api.status`, nowhere else.
@@ -23,6 +25,7 @@ never carry the body of a request. The HTTP status of each is in `serve.api.stat
 
 from __future__ import annotations
 
+import errno
 from typing import Any, ClassVar
 
 
@@ -104,3 +107,19 @@ class TrainingFailed(RookeryError):
 
 class StoreUnavailable(RookeryError):
     code = "store_unavailable"
+
+
+class HubUnreachable(StoreUnavailable):
+    code = "hub_unreachable"
+
+
+class DiskFull(StoreUnavailable):
+    code = "disk_full"
+
+
+def disk_error(action: str, exc: OSError) -> StoreUnavailable:
+    """What to raise where the system refused to `action`, such as "publish a model"."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(f"Cannot {action}: the disk is full. Delete what is not needed.", retry_after_s=60)
+    reason = exc.strerror or type(exc).__name__
+    return StoreUnavailable(f"Cannot {action}: the disk answers '{reason}'.", retry_after_s=5)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 PREFIX = "ROOKERY_"
 
@@ -66,7 +67,7 @@ class Settings:
 
     @property
     def sql_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data.absolute() / 'rookery.db'}"
+        return self.database_url or f"sqlite:///{quote(str(self.data.absolute() / 'rookery.db'))}"
 
 
 def _parse(variable: str, text: str, kind: str) -> Any:

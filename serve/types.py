@@ -21,6 +21,10 @@ T = TypeVar("T")
 # they may begin and end with '_', and the Hub's word boundary counts '_' as a letter.
 _ID_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", re.ASCII)
 
+MAX_CHOICES = 16  # of one prompt
+MAX_ARCHIVES = 8  # that one job learns from
+MAX_BATCH_SIZE = 64  # of training
+
 FinishReason = Literal["stop", "length", "stop_sequence"]
 """`stop`: the model ended the text itself; `length`: max_new_tokens; `stop_sequence`: a stop string."""
 
@@ -33,7 +37,8 @@ class ModelId:
     """`[namespace/]name[@revision]`; `str()` gives the canonical form without the revision.
 
     Ids that never become a path unchecked: each part is ASCII, starts with a letter, digit or '_', has no
-    `..` or `--`, does not end in `.` or `-`, and does not end with `.git` (Source: validate_repo_id).
+    `..` or `--`, does not end in `.` or `-`, and does not end with `.git` (Source: validate_repo_id). No namespace is
+    `_`: the store keeps models without one there.
     """
 
     namespace: str | None
@@ -49,7 +54,8 @@ class ModelId:
         path, _, revision = text.partition("@")
         parts = path.split("/")
         checked = parts + ([revision] if revision else [])
-        if len(parts) > 2 or len(text) > 256 or ("@" in text and not revision) or not all(map(_is_id_part, checked)):
+        is_misplaced = len(parts) > 2 or parts[:-1] == ["_"] or ("@" in text and not revision)
+        if is_misplaced or len(text) > 256 or not all(map(_is_id_part, checked)):
             raise ModelNotFound(
                 "There is no model of that name: a model id looks like 'huggingtweets/handle' or 'gpt2', in ASCII "
                 "letters, digits, '.', '_' and '-'.",
@@ -235,8 +241,8 @@ class Catalogue(Protocol):
         """Raises: ModelNotFound."""
         ...
 
-    def delete_model(self, model_id: str) -> None:
-        """Raises: ModelNotFound; Conflict for the embedded base."""
+    def delete_model(self, model_id: str) -> str:
+        """The id as it was spelled here. Raises: ModelNotFound; Conflict for the embedded base."""
         ...
 
     def read_card(self, model_id: str) -> str:
@@ -260,6 +266,9 @@ class JobStatus(StrEnum):
     @property
     def is_final(self) -> bool:
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+BOT_PURPOSE = "bot"  # of files that came for one job, and are deleted when it ends
 
 
 @dataclass(frozen=True, slots=True)

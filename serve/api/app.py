@@ -46,8 +46,12 @@ def build_api(
     metrics: Metrics | None = None,
     extra_metrics: Callable[[], Awaitable[str]] | None = None,
     limits: Limits | None = None,
+    sends_request_id: bool = True,
 ) -> FastAPI:
-    """All routes over the given parts. `extra_metrics` gives the exposition of other processes."""
+    """All routes over the given parts. `extra_metrics` gives the exposition of other processes.
+
+    `sends_request_id` is False behind a server that puts x-request-id into every answer itself.
+    """
     upload_dir.mkdir(parents=True, exist_ok=True)
     service = Service(
         generator=generator,
@@ -74,16 +78,17 @@ def build_api(
         return HTMLResponse(_PAGE)
 
     status.install(app)
-    app.add_middleware(RequestBorder, metrics=service.metrics)
+    app.add_middleware(RequestBorder, metrics=service.metrics, sends_id=sends_request_id)
     return app
 
 
 class RequestBorder:
     """Around every request: its id, its count and duration, and an answer of ours whatever goes wrong inside."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, sends_id: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._sends_id = sends_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,7 +103,8 @@ class RequestBorder:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                if self._sends_id:
+                    MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
         try:

@@ -7,6 +7,7 @@ form parser has no limit on bytes; hence both are read here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -24,7 +25,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve.api.service import Limits
 from serve.api.status import BodyTooLarge, BodyTooSlow, UnsupportedMediaType, invalid
-from serve.errors import BadUpload, InvalidRequest
+from serve.errors import BadUpload, InvalidRequest, disk_error
 
 B = TypeVar("B", bound="Body")
 
@@ -137,7 +138,7 @@ class Form:
 async def read_form(request: Request, folder: Path, limits: Limits) -> AsyncIterator[Form]:
     """Streams a multipart body to files in `folder`; those not moved away are removed at the end.
 
-    Raises: BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow.
+    Raises: BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow, StoreUnavailable.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
@@ -188,23 +189,28 @@ class _FormReader:
         }
 
     def flush(self) -> None:
-        """Writes what waits. Blocks on disk."""
-        for path, data in self._pending:
-            if path not in self._open:
-                self._open[path] = path.open("xb")
-            self._open[path].write(data)
+        """Writes what waits. Blocks on disk. Raises: StoreUnavailable."""
+        try:
+            for path, data in self._pending:
+                if path not in self._open:
+                    self._open[path] = path.open("xb")
+                self._open[path].write(data)
+            for file in self._open.values():
+                file.flush()
+        except OSError as exc:
+            raise disk_error("keep an upload", exc) from exc
         self._pending.clear()
         self.pending_bytes = 0
-        for file in self._open.values():
-            file.flush()
 
     def close(self) -> None:
         """Closes all files and removes those that nobody took over."""
         for file in self._open.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what could not be written was told by `flush`
+                file.close()
         for part in self.parts:
             if part.path is not None:
-                part.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    part.path.unlink()
 
     def _on_header_end(self) -> None:
         name, value = self._header

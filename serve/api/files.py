@@ -63,14 +63,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def keep(service: Service, part: Part) -> FileRecord:
+async def keep(service: Service, part: Part, purpose: str = PURPOSE) -> FileRecord:
     """Hands an uploaded part over to Files. Raises: BadUpload when it is empty; StoreUnavailable."""
 
     def create() -> FileRecord:
         assert part.path is not None
         if part.path.stat().st_size == 0:
             raise BadUpload("The file is empty.", param=part.name)
-        return service.files.create_file(part.path, part.filename or "upload", PURPOSE)
+        return service.files.create_file(part.path, part.filename or "upload", purpose)
 
     return await anyio.to_thread.run_sync(create)
 

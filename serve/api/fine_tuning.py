@@ -20,17 +20,30 @@ from serve.api.openai import as_list
 from serve.api.service import Service
 from serve.api.status import invalid, json_reply
 from serve.errors import BadUpload, InvalidRequest, ModelNotFound, RookeryError
-from serve.types import FileRecord, Hyperparameters, Job, JobEvent, JobRequest, ModelId, TrainingFile
-
-MAX_HANDLES = 16
+from serve.types import (
+    BOT_PURPOSE,
+    MAX_ARCHIVES,
+    MAX_BATCH_SIZE,
+    FileRecord,
+    Hyperparameters,
+    Job,
+    JobEvent,
+    JobRequest,
+    ModelId,
+    TrainingFile,
+)
 
 _Auto = Literal["auto"]
 _Epochs = Annotated[int, Field(ge=1, le=50)]
-_BatchSize = Annotated[int, Field(ge=1, le=256)]
+_BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
 _Multiplier = Annotated[float, Field(gt=0, le=100)]
 _Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]  # OpenAI's bounds for training
 _FileId = Annotated[str, Field(min_length=1, max_length=128)]
-_Handle = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+$")]
+_Handle = Annotated[
+    str,
+    Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x20\x7f]+$"),
+    expected("the name of an account, of 1 to 256 characters without spaces"),
+]
 _Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
     Field(max_length=16),
@@ -40,7 +53,9 @@ _Metadata = Annotated[
 
 class HyperparametersBody(Body):
     n_epochs: Annotated[_Epochs | _Auto | None, expected("'auto' or a whole number from 1 to 50")] = None
-    batch_size: Annotated[_BatchSize | _Auto | None, expected("'auto' or a whole number from 1 to 256")] = None
+    batch_size: Annotated[
+        _BatchSize | _Auto | None, expected(f"'auto' or a whole number from 1 to {MAX_BATCH_SIZE}")
+    ] = None
     learning_rate_multiplier: Annotated[
         _Multiplier | _Auto | None, expected("'auto' or a number above 0, up to 100")
     ] = None
@@ -65,7 +80,7 @@ class JobBody(Body):
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     training_file: _FileId | None = None
-    training_files: Annotated[list[TrainingFileBody], Field(min_length=1, max_length=MAX_HANDLES)] | None = None
+    training_files: Annotated[list[TrainingFileBody], Field(min_length=1, max_length=MAX_ARCHIVES)] | None = None
     handle: _Handle | None = None
     validation_file: Any = None
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
@@ -80,7 +95,7 @@ class BotForm(Body):
     """The small fields of POST /v1/bots: text, as forms have it."""
 
     base_model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    handle: Annotated[list[_Handle], Field(max_length=MAX_HANDLES)]
+    handle: Annotated[list[_Handle], expected("names of accounts, of 1 to 256 characters without spaces")]
     seed: Annotated[_Seed, Field(strict=False)] | None = None
     n_epochs: Annotated[_Epochs, Field(strict=False)] | None = None
 
@@ -141,7 +156,7 @@ def router(service: Service) -> APIRouter:
             kept: list[FileRecord] = []
             try:
                 for part in form.files("archive"):
-                    kept.append(await keep(service, part))
+                    kept.append(await keep(service, part, BOT_PURPOSE))
                 job = await anyio.to_thread.run_sync(service.jobs.create_job, _bot_request(wanted, kept, service))
             except BaseException:
                 with anyio.CancelScope(shield=True):
@@ -270,8 +285,8 @@ def _metadata_filter(request: Request) -> dict[str, str] | None:
 
 def _read_bot(form: Form) -> BotForm:
     num_archives, handles = len(form.files("archive")), form.values("handle")
-    if not 1 <= num_archives <= MAX_HANDLES:
-        raise BadUpload(f"Send 1 to {MAX_HANDLES} parts named 'archive', not {num_archives}.", param="archive")
+    if not 1 <= num_archives <= MAX_ARCHIVES:
+        raise BadUpload(f"Send 1 to {MAX_ARCHIVES} parts named 'archive', not {num_archives}.", param="archive")
     if len(handles) > num_archives:
         raise BadUpload(
             f"There are {len(handles)} 'handle' fields for {num_archives} archives; send one for each, in order.",

@@ -21,12 +21,11 @@ from starlette.types import Receive, Scope, Send
 
 from serve.api.service import Limits, Service
 from serve.api.status import body_of, to_json
-from serve.errors import DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
+from serve.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
 from serve.types import Delta, FinishReason, GenerationRequest, ModelId, PromptInfo, SamplingParams, TokenInfo
 
 log = logging.getLogger(__name__)
 
-MAX_CHOICES = 16
 MAX_NEW_TOKENS = 2048  # the longest context of any GPT-2 we serve; the model's own limit is checked by the engine
 MAX_TOKEN_ID = 299_999
 MAX_STOP_CHARS = 64
@@ -208,11 +207,16 @@ def check_budget(request: GenerationRequest, limits: Limits) -> None:
             f"at most {limits.sequences} are generated at once.",
             param="n",
         )
-    num_bytes = sum(len(prompt.encode()) for prompt in request.prompts if isinstance(prompt, str))
-    num_bytes += sum(len(prompt) for prompt in request.prompts if not isinstance(prompt, str))
-    if num_bytes > limits.prompt_bytes:
+    sizes = [len(prompt.encode()) if isinstance(prompt, str) else len(prompt) for prompt in request.prompts]
+    if max(sizes) > limits.prompt_bytes and request.truncate is None:
+        raise ContextLengthExceeded(
+            f"A prompt of {max(sizes)} bytes fits into no model's context: {limits.prompt_bytes} are more than the "
+            "longest holds. Shorten the prompt.",
+            param="prompt",
+        )
+    if sum(sizes) > limits.prompt_bytes:
         raise InvalidRequest(
-            f"The prompts have {num_bytes} bytes; at most {limits.prompt_bytes} are read.", param="prompt"
+            f"The prompts have {sum(sizes)} bytes; at most {limits.prompt_bytes} are read.", param="prompt"
         )
     asked = request.sampling.get("max_new_tokens", SamplingParams().max_new_tokens)
     if num_sequences * asked > limits.new_tokens:

@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from serve.api.body import Body, read_json
 from serve.api.generation import (
-    MAX_CHOICES,
     MAX_NEW_TOKENS,
     MAX_SEED,
     MAX_STOP_CHARS,
@@ -34,7 +33,7 @@ from serve.api.generation import (
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
 from serve.errors import InvalidRequest
-from serve.types import Delta, GenerationRequest, SamplingOverrides, TokenInfo
+from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, TokenInfo
 
 _FINISH = {"stop": "eos_token", "length": "length", "stop_sequence": "stop_sequence"}
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]

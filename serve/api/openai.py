@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from serve.api.body import Body, expected, read_json
 from serve.api.generation import (
-    MAX_CHOICES,
     MAX_NEW_TOKENS,
     MAX_SEED,
     MAX_STOP_CHARS,
@@ -35,7 +34,7 @@ from serve.api.generation import (
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
 from serve.errors import InvalidRequest
-from serve.types import Delta, GenerationRequest, ModelInfo, SamplingOverrides, TokenInfo, as_tuple
+from serve.types import MAX_CHOICES, Delta, GenerationRequest, ModelInfo, SamplingOverrides, TokenInfo, as_tuple
 
 _TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 _TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
@@ -73,7 +72,7 @@ class CompletionBody(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     logit_bias: _LogitBias = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_NEW_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_NEW_TOKENS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     seed: Annotated[int, Field(ge=MIN_SEED, le=MAX_SEED)] | None = None
@@ -129,9 +128,9 @@ def router(service: Service) -> APIRouter:
     @routes.delete("/models/{model:path}")
     async def delete_model(model: str) -> Response:
         check_model_id(model)
-        await anyio.to_thread.run_sync(service.catalogue.delete_model, model)
-        await service.generator.forget(model)
-        return json_reply({"id": model, "object": "model", "deleted": True})
+        deleted = await anyio.to_thread.run_sync(service.catalogue.delete_model, model)
+        await service.generator.forget(deleted)
+        return json_reply({"id": deleted, "object": "model", "deleted": True})
 
     return routes
 
@@ -163,6 +162,8 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
 def _to_request(body: CompletionBody, request_id: str) -> GenerationRequest:
     num_choices = body.n or 1
     best_of = body.best_of or num_choices
+    if body.max_tokens == 0 and not body.echo:
+        raise InvalidRequest("'max_tokens' of 0 is for 'echo': true; ask for at least 1 new token.", param="max_tokens")
     if body.suffix is not None:
         raise InvalidRequest("'suffix' is not supported: these models only write on from a prompt.", param="suffix")
     if best_of < num_choices:
@@ -201,7 +202,8 @@ def _sampling(body: CompletionBody) -> SamplingOverrides:
         raise InvalidRequest(
             f"'min_tokens' ({body.min_tokens}) must not exceed 'max_tokens' ({max_new_tokens}).", param="min_tokens"
         )
-    sampling: SamplingOverrides = {"max_new_tokens": max_new_tokens, "stop": as_tuple(body.stop)}
+    # A generator writes at least one token; where none was asked for, the answer leaves it out.
+    sampling: SamplingOverrides = {"max_new_tokens": max(1, max_new_tokens), "stop": as_tuple(body.stop)}
     if body.temperature is not None:
         sampling["temperature"] = warm(body.temperature)
     if body.top_k is not None:
@@ -233,6 +235,7 @@ class _Answer:
         self._model = body.model
         self._n = body.n or 1
         self._echo = bool(body.echo)
+        self._is_prompt_only = body.max_tokens == 0
         self._logprobs = body.logprobs
         self._include_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._id = f"cmpl-{secrets.token_hex(14)}"
@@ -268,6 +271,8 @@ class _Answer:
     def _choice(self, index: int, part: Sequence, echo: bool | None = None, offset: int = 0) -> dict[str, Any]:
         has_echo = self._echo if echo is None else echo
         prompt = part.prompt if has_echo else None
+        if self._is_prompt_only:
+            part = Sequence(finish_reason=part.finish_reason and "length")
         tokens = [*(prompt.tokens if prompt else ()), *part.tokens]
         return {
             "index": index,
@@ -292,7 +297,8 @@ class _Answer:
         return envelope
 
     def _usage(self) -> dict[str, int]:
-        prompt, completion = self._run.num_prompt_tokens, self._run.num_generated_tokens
+        prompt = self._run.num_prompt_tokens
+        completion = 0 if self._is_prompt_only else self._run.num_generated_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 

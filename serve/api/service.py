@@ -15,7 +15,7 @@ class Limits:
 
     json_bytes: int = 1 << 20
     upload_bytes: int = 512 << 20
-    prompt_bytes: int = 256 << 10
+    prompt_bytes: int = 256 << 10  # no fewer than one prompt can use: 2048 tokens of at most 128 bytes
     prompts: int = 64
     sequences: int = 128  # prompts times choices
     new_tokens: int = 65_536  # sequences times max tokens: 64 whole contexts of GPT-2

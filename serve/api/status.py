@@ -22,6 +22,7 @@ from serve.errors import (
     Conflict,
     ContextLengthExceeded,
     DeadlineExceeded,
+    DiskFull,
     GenerationFailed,
     InvalidRequest,
     ModelGated,
@@ -76,6 +77,7 @@ STATUS: Mapping[type[RookeryError], int] = {
     RookeryError: 500,
     StoreUnavailable: 503,
     DeadlineExceeded: 504,
+    DiskFull: 507,
 }
 
 # text-generation-inference's own words and statuses (Source: its router/src/infer, `InferError`); kinds it does
@@ -87,7 +89,7 @@ _TGI: Mapping[type[RookeryError], tuple[str, int]] = {
 }
 
 # The openai client repeats 408, 409, 429 and every 5xx twice; for these a second try gives the same answer.
-_FINAL = (Conflict, GenerationFailed, DeadlineExceeded, BodyTooSlow)
+_FINAL = (Conflict, GenerationFailed, DeadlineExceeded, BodyTooSlow, DiskFull)
 
 _MAX_MESSAGE = 1000
 _MAX_ERRORS = 5
@@ -128,7 +130,7 @@ def reply_to(error: RookeryError, path: str) -> Response:
     """The whole HTTP answer for `error`."""
     status = status_of(error, path)
     headers = {}
-    if status in (429, 503):
+    if status in (429, 503, 507):
         headers["retry-after"] = str(_retry_after(error))
     if isinstance(error, _FINAL):
         headers["x-should-retry"] = "false"

@@ -17,6 +17,7 @@ from serve.types import ModelId
 
 PREPROCESS_RUN = "runs/preprocess.json"
 TRAIN_RUN = "runs/train.json"
+THUMBNAIL = "thumbnail.png"  # in the model's folder
 
 _PROMPT = "My dream is"
 _ROWS = {"downloaded": "Tweets downloaded", "retweets": "Retweets", "short": "Short tweets", "kept": "Tweets kept"}
@@ -37,7 +38,7 @@ class CardFacts:
     losses: Mapping[str, float] = field(default_factory=dict)  # e.g. "train", "evaluation"
     language: str = "en"
     trained_on: str | None = None  # a date
-    thumbnail: str | None = None  # https address of a picture
+    thumbnail: str | None = None  # https address of a picture; None: the folder's own
 
 
 def build_card(facts: CardFacts) -> str:
@@ -45,7 +46,7 @@ def build_card(facts: CardFacts) -> str:
     sections = [
         f"---\n{_front_matter(facts)}\n---",
         _head(facts),
-        _INTRODUCTION,
+        _introduction(facts),
         _HOW_IT_WORKS,
         _training_data(facts),
         _training_procedure(facts),
@@ -57,14 +58,14 @@ def build_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else None
+    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else THUMBNAIL
     data = ModelCardData(
         language=_printable(facts.language),
         base_model=_printable(facts.base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["huggingtweets"],
-        thumbnail=thumbnail and _printable(thumbnail),
+        thumbnail=_printable(thumbnail),
         widget=[{"text": _PROMPT}],
     )
     return str(data.to_yaml())
@@ -77,9 +78,14 @@ def _head(facts: CardFacts) -> str:
     return f"# {names}\n\n**{kind}**\n\n{handles}"
 
 
-_INTRODUCTION = """\
-This bot writes tweets in the manner of the account above. It is a GPT-2 that has read what the account wrote, and \
-nothing it says was said by the person. Give it the beginning of a tweet and it goes on from there."""
+def _introduction(facts: CardFacts) -> str:
+    account, person = ("accounts", "people") if len(facts.handles) > 1 else ("account", "person")
+    return (
+        f"This bot writes tweets in the manner of the {account} above. It is a GPT-2 that has read what the {account} "
+        f"wrote, and nothing it says was said by the {person}. Give it the beginning of a tweet and it goes on from "
+        "there."
+    )
+
 
 _HOW_IT_WORKS = """\
 ## How does it work?
@@ -129,7 +135,7 @@ _LIMITATIONS = """\
 ## Limitations and bias
 
 The bot has the limits and the biases of the GPT-2 it started from, and repeats those of the tweets it learned from. \
-It states falsehoods as readily as facts, and may be offensive. Its texts should not be passed off as the account's."""
+It states falsehoods as readily as facts, and may be offensive. Its texts should not be passed off as a person's own."""
 
 
 def _about(facts: CardFacts) -> str:

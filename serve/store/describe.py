@@ -18,6 +18,7 @@ PROVENANCE = "rookery.json"
 MAX_CARD_BYTES = 1_000_000
 
 _COUNTS = ("downloaded", "retweets", "short", "kept")
+_DATES = range(253_370_764_800)  # Unix seconds before the year 9999: no later one can be shown as a date
 
 
 def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
@@ -31,7 +32,7 @@ def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
         created_at=_created_at(folder, provenance),
         num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         owned_by=ModelId.parse(model_id).namespace or "rookery",
-        base_model=base_model if isinstance(base_model, str) else None,
+        base_model=_text(base_model) if isinstance(base_model, str) else None,
         handles=_strings(provenance.get("handles")),
         num_parameters=shape.num_parameters if shape else None,
         context_length=shape.n_positions if shape else None,
@@ -45,38 +46,43 @@ def read_card(folder: Path) -> str:
     try:
         with (folder / "README.md").open("rb") as file:
             return file.read(MAX_CARD_BYTES).decode("utf-8", "replace")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return ""
 
 
 def _shape(folder: Path) -> GPT2Shape | None:
     try:
         return read_shape(folder)
-    except ModelUnusable:
+    except (ModelUnusable, OSError):
         return None
 
 
 def _created_at(folder: Path, provenance: Mapping[str, Any]) -> int:
-    created_at = provenance.get("created_at")
-    return created_at if type(created_at) is int else int((folder / "config.json").stat().st_mtime)
+    said, changed = provenance.get("created_at"), int((folder / "config.json").stat().st_mtime)
+    return next((time for time in (said, changed) if type(time) is int and time in _DATES), 0)
 
 
 def _counts(value: Any) -> dict[str, dict[str, int]]:
     if not isinstance(value, dict):
         return {}
     return {
-        handle: {key: counts[key] for key in _COUNTS if type(counts.get(key)) is int}
+        _text(handle): {key: counts[key] for key in _COUNTS if type(counts.get(key)) is int}
         for handle, counts in value.items()
         if isinstance(counts, dict)
     }
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+    return tuple(_text(item) for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+
+
+def _text(said: str) -> str:
+    """JSON can spell halves of characters, which no file and no terminal takes."""
+    return said.encode("utf-8", "replace").decode()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
-    except ModelUnusable:
+    except (ModelUnusable, OSError):
         return {}

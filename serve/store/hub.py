@@ -35,7 +35,16 @@ from huggingface_hub.hf_api import ModelInfo as HubInfo
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
-from serve.errors import ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
+from serve.errors import (
+    DiskFull,
+    HubUnreachable,
+    ModelGated,
+    ModelNotFound,
+    ModelUnusable,
+    RookeryError,
+    StoreUnavailable,
+    disk_error,
+)
 from serve.shape import GPT2Shape
 from serve.store.convert import shard_names
 from serve.store.describe import PROVENANCE
@@ -46,6 +55,7 @@ from serve.types import ModelId
 log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONNECT_TIMEOUT_S = 5.0  # a Hub that takes longer than this to answer the door is not there
 _READ_TIMEOUT_S = 10.0  # silence longer than this is an outage
 _FREE_BYTES = 2**28  # left to others on the disk, whatever is fetched
 _MAX_REDIRECTS = 5
@@ -70,7 +80,7 @@ class Hub:
         self._store = store
         self._endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self._token = token or False  # False: not the one that may lie in the user's home either
-        self._enabled = enabled
+        self.enabled = enabled
         self._deadline_s = deadline_s
         self._api = HfApi(endpoint=self._endpoint, token=self._token)
 
@@ -80,17 +90,17 @@ class Hub:
             return self._store.resolve(model_id)
         except ModelNotFound:
             ModelId.parse(model_id)  # an impossible id is nobody's: not worth a question
-            if not self._enabled:
+            if not self.enabled:
                 raise
         return self.fetch(model_id)
 
     def fetch(self, model_id: str) -> Revision:
         """Publishes the Hub's revision of `model_id` here. Asks nothing when a full commit sha is named and here.
 
-        Raises: ModelNotFound, ModelGated, ModelUnusable, StoreUnavailable.
+        Raises: ModelNotFound, ModelGated, ModelUnusable, HubUnreachable, StoreUnavailable.
         """
         wanted = ModelId.parse(model_id)
-        if not self._enabled:
+        if not self.enabled:
             raise ModelNotFound(f"Model {model_id!r} is not here, and the Hub is switched off.", param="model")
         if wanted.revision and _COMMIT.fullmatch(wanted.revision) and (here := self._here(model_id)):
             return here
@@ -109,9 +119,17 @@ class Hub:
             return None
 
     def _look_up(self, wanted: ModelId, deadline: _Deadline) -> tuple[HubInfo, str]:
-        info = self._api.model_info(
-            str(wanted), revision=wanted.revision or MAIN, files_metadata=True, timeout=deadline.timeout_s()
-        )
+        timeout: Any = (
+            deadline.timeout()
+        )  # handed on to the HTTP client, which takes more than the float it is said to be
+        try:
+            info = self._api.model_info(
+                str(wanted), revision=wanted.revision or MAIN, files_metadata=True, timeout=timeout
+            )
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError, OfflineModeIsEnabled) as exc:
+            raise HubUnreachable(
+                f"'{wanted}' is not here, and there is no way to the Hub; try again later.", retry_after_s=30
+            ) from exc
         if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
             raise ValueError("the answer names no commit")
         return info, info.sha
@@ -161,7 +179,7 @@ class Hub:
     def _check_space(self, folder: Path, sizes: list[int], weights: str) -> None:
         needed = sum(sizes) * (1 if weights == WEIGHTS else 2) + _FREE_BYTES
         if shutil.disk_usage(folder).free < needed:
-            raise StoreUnavailable(
+            raise DiskFull(
                 f"The disk has less than the {needed / 2**20:.0f} MiB that this model needs; delete a model first.",
                 retry_after_s=60,
             )
@@ -172,12 +190,12 @@ class _Deadline:
     at: float  # of time.monotonic()
     total_s: float
 
-    def timeout_s(self) -> float:
-        """How long the next wait may last. Raises: StoreUnavailable when the time is up."""
+    def timeout(self) -> httpx2.Timeout:
+        """How long the next waits may last. Raises: StoreUnavailable when the time is up."""
         left = self.at - time.monotonic()
         if left <= 0:
             raise StoreUnavailable(f"The Hub took longer than {self.total_s:g} s; try again.", retry_after_s=30)
-        return min(left, _READ_TIMEOUT_S)
+        return httpx2.Timeout(min(left, _READ_TIMEOUT_S), connect=min(left, _CONNECT_TIMEOUT_S))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +229,7 @@ class _Source:
         check = _Check(size, limit, *_digest(file))
         with self._open(name) as response, (self.folder / name).open("wb") as out:
             for chunk in response.iter_bytes():
-                self.deadline.timeout_s()
+                self.deadline.timeout()
                 check.update(chunk)
                 out.write(chunk)
         check.finish()
@@ -221,7 +239,7 @@ class _Source:
         """Follows redirects itself: only to hosts of the Hub, and with the token only at home."""
         url = hf_hub_url(self.repo_id, name, revision=self.sha, endpoint=self.endpoint)
         for _ in range(_MAX_REDIRECTS):
-            headers, timeout = self._headers_for(url), self.deadline.timeout_s()
+            headers, timeout = self._headers_for(url), self.deadline.timeout()
             with get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=False) as response:
                 hf_raise_for_status(response)
                 if response.headers.get("X-Repo-Commit", self.sha) != self.sha:
@@ -310,9 +328,9 @@ def _translated(wanted: ModelId) -> Iterator[None]:
     except HfHubHTTPError as exc:
         raise _by_status(wanted, exc) from exc
     except (httpx2.HTTPError, OfflineModeIsEnabled) as exc:
-        raise StoreUnavailable(f"The Hub cannot be reached for '{wanted}'; try again later.", retry_after_s=30) from exc
+        raise StoreUnavailable(f"The Hub does not answer for '{wanted}'; try again later.", retry_after_s=30) from exc
     except OSError as exc:
-        raise StoreUnavailable(f"'{wanted}' could not be written: {exc.strerror}.", retry_after_s=60) from exc
+        raise disk_error(f"write '{wanted}'", exc) from exc
     except (ValueError, KeyError, TypeError) as exc:
         raise StoreUnavailable(f"The Hub's answer about '{wanted}' is not readable.", retry_after_s=60) from exc
 

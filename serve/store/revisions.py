@@ -3,6 +3,7 @@
     <root>/models/<namespace>/<name>/<revision>/     "_" is the namespace of ids without one
     <root>/models/<namespace>/<name>/main            a link to the newest revision, replaced in one step
     <root>/models/<namespace>/<name>/config.json     or: a folder somebody put there by hand, served as it is
+    <root>/models/.converted/<id>/<fingerprint>/     its copy with the weights as we read them, made at its first use
     <root>/models/.staging/<owner>.<random>/         what is being made, or removed
 
 A reader never meets half a model: a revision's folder appears by one rename, complete and on disk, before the
@@ -11,21 +12,22 @@ alias points to it. Writers take turns by a file lock. Nothing here knows the Hu
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
-from serve.errors import Conflict, ModelNotFound, ModelUnusable, StoreUnavailable
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, ModelUnusable, disk_error
 from serve.store.convert import convert_weights, shard_names
 from serve.store.describe import PROVENANCE, describe, read_card
 from serve.store.validate import WEIGHTS, check_finite, check_folder
@@ -48,7 +50,7 @@ MODEL_FILES = (
     "README.md",
 )
 # What our own training writes beside them.
-OUR_FILES = (PROVENANCE, "runs/preprocess.json", "runs/train.json")
+OUR_FILES = (PROVENANCE, "runs/preprocess.json", "runs/train.json", "thumbnail.png")
 # In order of preference; all but the first are converted into it.
 WEIGHT_FILES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -74,8 +76,11 @@ class Store:
     def __init__(self, root: Path, *, embedded: Mapping[str, Path]) -> None:
         self._models = root.resolve() / "models"
         self._staging = self._models / ".staging"
+        self._conversions = self._models / ".converted"
+        self._converting = threading.Lock()
+        self._unconvertible: dict[Path, str] = {}  # where its copy would be -> why there is none
         self._embedded = {model_id.lower(): _Embedded(model_id, path) for model_id, path in embedded.items()}
-        self._names: dict[Path, tuple[int, dict[str, str]]] = {}
+        self._names: dict[Path, tuple[int, dict[str, list[str]]]] = {}
         with _translated("open the model folder"):
             self._staging.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -83,7 +88,15 @@ class Store:
     # --- Finding ---------------------------------------------------------------------------------------------
 
     def resolve(self, model_id: str) -> Revision:
-        """The folder to serve for `model_id`, from this disk alone. Raises: ModelNotFound, StoreUnavailable."""
+        """The folder to serve for `model_id`, from this disk alone, with its weights as model.safetensors.
+
+        Raises: ModelNotFound, ModelUnusable, StoreUnavailable.
+        """
+        found = self._locate(model_id)
+        return found if (found.path / WEIGHTS).exists() else self._converted(found)
+
+    def _locate(self, model_id: str) -> Revision:
+        """The model's own folder, whatever its weights are."""
         wanted = ModelId.parse(model_id)
         with _translated("look up a model"):
             try:
@@ -119,15 +132,19 @@ class Store:
 
     def _spelled_here(self, wanted: ModelId) -> Path | None:
         """The model's folder: by its exact name first, then whatever the case (X handles have none)."""
-        exact = self._models / (wanted.namespace or NO_NAMESPACE) / wanted.name
+        exact = self._home_of(wanted)
         if exact.is_dir():
             return exact
-        namespace = self._names_in(self._models).get((wanted.namespace or NO_NAMESPACE).lower())
-        name = namespace and self._names_in(self._models / namespace).get(wanted.name.lower())
-        return self._models / namespace / name if namespace and name else None
+        for namespace in self._names_in(self._models).get((wanted.namespace or NO_NAMESPACE).lower(), ()):
+            for name in self._names_in(self._models / namespace).get(wanted.name.lower(), ()):
+                return self._models / namespace / name
+        return None
 
-    def _names_in(self, folder: Path) -> dict[str, str]:
-        """Lower-case name -> name of each subfolder, remembered for as long as the folder does not change."""
+    def _home_of(self, wanted: ModelId) -> Path:
+        return self._models / (wanted.namespace or NO_NAMESPACE) / wanted.name
+
+    def _names_in(self, folder: Path) -> dict[str, list[str]]:
+        """Lower-case name -> names of subfolders, lower case first; remembered while the folder does not change."""
         try:
             changed = folder.stat().st_mtime_ns
         except FileNotFoundError:
@@ -136,7 +153,10 @@ class Store:
         if remembered and remembered[0] == changed:
             return remembered[1]
         with os.scandir(folder) as entries:
-            names = {e.name.lower(): e.name for e in entries if not e.name.startswith(".") and e.is_dir()}
+            found = sorted((e.name for e in entries if not e.name.startswith(".") and e.is_dir()), reverse=True)
+        names: dict[str, list[str]] = {}
+        for name in found:
+            names.setdefault(name.lower(), []).append(name)
         if time.time() - changed / 1e9 > _CLOCK_GRAIN_S:
             self._names[folder] = changed, names
         return names
@@ -160,9 +180,9 @@ class Store:
 
     def _ids(self, after: str, query: str) -> list[str]:
         ids = {embedded.model_id for embedded in self._embedded.values()}
-        for namespace in self._names_in(self._models).values():
+        for namespace in chain.from_iterable(self._names_in(self._models).values()):
             prefix = "" if namespace == NO_NAMESPACE else f"{namespace}/"
-            ids.update(prefix + name for name in self._names_in(self._models / namespace).values())
+            ids.update(prefix + name for name in chain.from_iterable(self._names_in(self._models / namespace).values()))
         return sorted(model_id for model_id in ids if model_id > after and query in model_id.lower())
 
     def _describe_if_there(self, model_id: str) -> ModelInfo | None:
@@ -183,14 +203,17 @@ class Store:
 
     @contextmanager
     def _reading(self, model_id: str) -> Iterator[Revision]:
-        found = self.resolve(model_id)
+        found = self._locate(model_id)
         try:
             yield found
         except FileNotFoundError as exc:
             raise ModelNotFound(f"Model {model_id!r} has just been deleted.", param="model") from exc
 
-    def delete_model(self, model_id: str) -> None:
-        """Removes all revisions. Who has a file open or mapped keeps it. Raises: ModelNotFound, Conflict."""
+    def delete_model(self, model_id: str) -> str:
+        """Removes all revisions; the id as it was spelled here. Who has a file open or mapped keeps it.
+
+        Raises: ModelNotFound, Conflict.
+        """
         wanted = ModelId.parse(model_id)
         self._refuse_embedded(wanted)
         if wanted.revision:
@@ -200,13 +223,17 @@ class Store:
             if folder is None:
                 raise ModelNotFound(f"Model {model_id!r} is not here.", param="model")
             # The alias first, then everything, in one step each; the bytes go when nobody can find them.
-            (folder / MAIN).unlink(missing_ok=True)
+            if (folder / MAIN).is_symlink():
+                (folder / MAIN).unlink()
             trash = self._new_staging()
             try:
                 os.rename(folder, trash / folder.name)
                 _sync(folder.parent)
             finally:
                 self.discard(trash)
+            deleted = self._id_of(folder)
+            self.discard(self._copies_of(deleted))
+        return deleted
 
     def _refuse_embedded(self, wanted: ModelId) -> None:
         if str(wanted).lower() in self._embedded:
@@ -226,28 +253,37 @@ class Store:
     def publish(
         self, model_id: str, folder: Path, *, revision: str | None = None, alias: str | None = MAIN
     ) -> Revision:
-        """Checks the staged `folder` and makes it a revision of `model_id`, which `alias` then names.
+        """Checks the staged `folder` and makes it a revision of `model_id`, spelled just so, which `alias` then names.
 
-        Takes `folder` over. A revision that is here already stays as it is. Raises: ModelUnusable, Conflict,
-        StoreUnavailable; the folder is then removed.
+        Takes `folder` over. A revision that is here already stays as it is. Raises: ModelUnusable, InvalidRequest,
+        Conflict, StoreUnavailable; the folder is then removed.
         """
         assert folder.resolve().parent == self._staging, f"{folder} does not come from stage()"
         try:
-            wanted = ModelId.parse(f"{model_id}@{revision}" if revision else model_id)
-            self._refuse_embedded(wanted)
-            if wanted.revision == MAIN:
+            wanted = self._new_id(model_id)
+            if revision:
+                ModelId.parse(f"{wanted}@{revision}")
+            if revision == MAIN:
                 raise Conflict(f"'{MAIN}' is the name of a model's newest revision and cannot be one itself.")
             with _translated("publish a model"):
-                check_folder(folder)
-                check_finite(folder)
-                _seal(folder)
+                _check_and_seal(folder)
                 return self._move_in(wanted, folder, revision or content_hash(folder), alias)
         finally:
             self.discard(folder)
 
+    def _new_id(self, model_id: str) -> ModelId:
+        """Raises: ModelNotFound, InvalidRequest, Conflict when nothing can be published under it."""
+        wanted = ModelId.parse(model_id)
+        if wanted.revision:
+            raise InvalidRequest(
+                f"'{wanted}' gets its revision from what is in it; leave out '@{wanted.revision}'.", param="model"
+            )
+        self._refuse_embedded(wanted)
+        return wanted
+
     def _move_in(self, wanted: ModelId, folder: Path, revision: str, alias: str | None) -> Revision:
         with self._writing():
-            home = self._spelled_here(wanted) or self._models / (wanted.namespace or NO_NAMESPACE) / wanted.name
+            home = self._home_of(wanted)
             target = home / revision
             if not target.exists():
                 home.mkdir(parents=True, exist_ok=True)
@@ -276,6 +312,11 @@ class Store:
 
     def import_folder(self, folder: Path, model_id: str) -> Revision:
         """Copies a Hugging Face folder from anywhere, converts its weights if need be, and publishes it."""
+        self._new_id(model_id)
+        return self.publish(model_id, self._stage_copy(folder))
+
+    def _stage_copy(self, folder: Path) -> Path:
+        """All that is served of a folder, its weights as one model.safetensors."""
         staged = self.stage()
         try:
             with _translated("copy a model folder"):
@@ -289,7 +330,48 @@ class Store:
         except BaseException:
             self.discard(staged)
             raise
-        return self.publish(model_id, staged)
+        return staged
+
+    # --- Folders put here by hand ----------------------------------------------------------------------------
+
+    def _converted(self, found: Revision) -> Revision:
+        """The copy of a folder that has its weights in another form; the folder itself is left as it is."""
+        if not any((found.path / name).exists() for name in WEIGHT_FILES):
+            return found
+        copy = self._copies_of(found.model_id) / found.revision
+        if not copy.exists():
+            with self._converting:  # one at a time: it takes a core, and several times the model's memory
+                self._convert(found.path, copy)
+        return replace(found, path=copy)
+
+    def _convert(self, source: Path, copy: Path) -> None:
+        if copy in self._unconvertible:
+            raise ModelUnusable(self._unconvertible[copy])
+        if copy.exists():
+            return
+        try:
+            staged = self._stage_copy(source)
+            try:
+                with _translated("convert a model"):
+                    _check_and_seal(staged)
+                    self._replace_copy(staged, copy)
+            finally:
+                self.discard(staged)
+        except ModelUnusable as exc:
+            self._unconvertible[copy] = exc.message
+            raise
+
+    def _replace_copy(self, staged: Path, copy: Path) -> None:
+        with self._writing():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            for old in copy.parent.iterdir():
+                if old != copy:  # what it was made from is no longer there
+                    self.discard(old)
+            if not copy.exists():
+                os.rename(staged, copy)
+
+    def _copies_of(self, model_id: str) -> Path:
+        return self._conversions / model_id.replace("/", "--")  # no id has a '--' of its own
 
     # --- On the disk -----------------------------------------------------------------------------------------
 
@@ -344,6 +426,13 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_file():
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(source, target)
+
+
+def _check_and_seal(folder: Path) -> None:
+    """Raises: ModelUnusable."""
+    check_folder(folder)
+    check_finite(folder)
+    _seal(folder)
 
 
 def _seal(folder: Path) -> None:
@@ -402,7 +491,4 @@ def _translated(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreUnavailable(f"Cannot {action}: the disk is full.", retry_after_s=60) from exc
-        reason = exc.strerror or type(exc).__name__
-        raise StoreUnavailable(f"Cannot {action}: the model store answers '{reason}'.", retry_after_s=5) from exc
+        raise disk_error(action, exc) from exc

@@ -21,6 +21,7 @@ from serve.types import ModelId, check_range
 
 NAMESPACE = "huggingtweets"
 NUM_SAMPLES = 5
+HELD_OUT_SHARE = 0.1
 
 
 # --- Training texts -----------------------------------------------------------------------------------------
@@ -35,7 +36,9 @@ class Dataset:
     counts: Mapping[str, Mapping[str, int]]
 
 
-def build_dataset(kept_by_handle: Mapping[str, Sequence[str]], *, seed: int, held_out_share: float = 0.1) -> Dataset:
+def build_dataset(
+    kept_by_handle: Mapping[str, Sequence[str]], *, seed: int, held_out_share: float = HELD_OUT_SHARE
+) -> Dataset:
     """Splits each handle's texts, then repeats the train texts of shorter handles up to the longest's length.
 
     A text that was posted twice is on one side only. The split depends on seed and texts, not on their order.
@@ -112,14 +115,13 @@ def _join(first: Archive, second: Archive) -> Archive:
 def preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
     """What training on these files would learn from, for people to look at first. `handle`: whose they all are.
 
-    Several files: sums over all people; `archives` then tells of each file alone.
-    Raises: BadUpload; InvalidRequest for no files.
+    An archive that names nobody goes by its file's name, where that could be a handle. Several files: sums over all
+    people; `archives` then tells of each file alone. Raises: BadUpload; InvalidRequest for no files or no handle.
     """
     if not paths:
         raise InvalidRequest("There is no file to look at; name at least one archive.", param="file")
-    archives = [read_archive(path) for path in paths]
-    if handle is not None:
-        archives = [replace(archive, handle=handle.strip().removeprefix("@")) for archive in archives]
+    given = None if handle is None else check_handle(handle)
+    archives = [_with_owner(read_archive(path), given, path) for path in paths]
     if len(archives) == 1:
         return {**_report(archives[0], clean(archives[0])), "samples": _samples(clean(archives[0]).kept)}
     people = list(merge_archives(archives).values())
@@ -137,15 +139,20 @@ def preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
     }
 
 
+def _with_owner(archive: Archive, given: str | None, path: Path) -> Archive:
+    stem = path.name.partition(".")[0]
+    return replace(archive, handle=given or archive.handle or (stem if _X_HANDLE.fullmatch(stem) else None))
+
+
 def _summary(people: Sequence[Archive]) -> Archive:
     left_out: dict[str, int] = {}
     for person in people:
         for reason, count in person.left_out.items():
             left_out[reason] = left_out.get(reason, 0) + count
-    handles = [person.handle.lower() for person in people if person.handle]
+    handles = sorted((person.handle for person in people if person.handle), key=str.lower)
     posts: tuple[Post, ...] = ()
     formats = [name for person in people for name in person.format.split("+")]
-    return Archive(_join_names(handles, "-") or None, None, _join_names(formats, "+"), posts, left_out)
+    return Archive("-".join(handles) or None, None, _join_names(formats, "+"), posts, left_out)
 
 
 def _report(archive: Archive, cleaned: Cleaned) -> dict[str, Any]:
@@ -178,7 +185,7 @@ _HOST_HANDLE = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9-]+)+", re.ASCII)
 
 def model_name(handles: Sequence[str]) -> str:
     """`huggingtweets/a-b`: lower case, sorted, joined. Raises: InvalidRequest for what is no handle."""
-    names = sorted({_check_handle(handle) for handle in handles})
+    names = sorted({check_handle(handle).lower() for handle in handles})
     name = f"{NAMESPACE}/{'-'.join(names)}"
     try:
         return str(ModelId.parse(name))
@@ -190,7 +197,8 @@ def model_name(handles: Sequence[str]) -> str:
         ) from exc
 
 
-def _check_handle(handle: str) -> str:
+def check_handle(handle: str) -> str:
+    """The handle as it is written, without `@`. Raises: InvalidRequest."""
     bare = handle.strip().removeprefix("@")
     if not _X_HANDLE.fullmatch(bare) and not _HOST_HANDLE.fullmatch(bare):
         raise InvalidRequest(
@@ -198,4 +206,4 @@ def _check_handle(handle: str) -> str:
             "one of those given is neither.",
             param="handle",
         )
-    return bare.lower()
+    return bare

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 PREVIEW_PROMPT = "My dream is"  # huggingtweets' own
+PREVIEW_TOKENS = 160
 BATCH_TOKENS = 2_048  # bounds the logits: 2,048 x 50,257 float32 are 412 MB
 
 
@@ -41,13 +42,26 @@ def held_out_loss(model: Any, texts: Sequence[Sequence[int]], end_id: int) -> fl
     return total / count
 
 
-def preview(model: Any, tokenizer: Tokenizer, *, num_texts: int, seed: int, prompt: str = PREVIEW_PROMPT) -> list[str]:
-    """`num_texts` continuations of `prompt` (which they begin with), sampled as huggingtweets does; seeded."""
+def preview(
+    model: Any,
+    tokenizer: Tokenizer,
+    *,
+    num_texts: int,
+    seed: int,
+    prompt: str = PREVIEW_PROMPT,
+    max_tokens: int = PREVIEW_TOKENS,
+) -> list[str]:
+    """`num_texts` continuations of `prompt` (which they begin with), sampled as huggingtweets does; seeded.
+
+    Leaves torch's own random numbers, and the model's mode, as they were.
+    """
     if num_texts == 0:
         return []
     end_id = tokenizer.token_to_id("<|endoftext|>")
     ids = torch.tensor([tokenizer.encode(prompt).ids], device=model.device)
     devices = [model.device] if model.device.type == "cuda" else []
+    was_training = model.training
+    model.eval()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         output = model.generate(
@@ -57,10 +71,12 @@ def preview(model: Any, tokenizer: Tokenizer, *, num_texts: int, seed: int, prom
             do_sample=True,
             top_p=0.95,
             top_k=0,
-            max_length=min(160, model.config.n_positions),
+            max_length=min(max_tokens, model.config.n_positions),
             min_length=10,
             pad_token_id=end_id,
+            use_cache=True,  # which training switches off
         )
+    model.train(was_training)
     return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in output]
 
 

@@ -7,13 +7,14 @@ Knows folders, texts and numbers: nothing of archives, jobs or the store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _LOSS_SMOOTHING = 0.9
+# Of the one text that is written half-way. On two cores GPT-2 writes it in 2 s, and trains for 30 s at the least.
+_SAMPLE_TOKENS = 40
 _CHECKPOINT_MAX_SHARE = 0.05  # of the time goes into checkpoints, at most
 _COMPLETE = "COMPLETE"  # written into a checkpoint's folder when all else is there
 
@@ -75,15 +78,21 @@ class FineTuneSpec:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """After a step. `train_loss` is smoothed (nats a token)."""
+    """After a step; step 0 is before the first. Losses are nats a token, `train_loss` is smoothed.
+
+    `valid_loss`, of the held-out texts, is told before and after training; `samples` half-way and after.
+    """
 
     step: int
     total_steps: int
-    train_loss: float
+    train_loss: float | None
     learning_rate: float
     tokens: int
-    tokens_per_s: float
-    seconds_left: float
+    tokens_per_s: float | None
+    seconds_left: float | None
+    valid_loss: float | None = None
+    valid_loss_before: float | None = None
+    samples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +108,10 @@ class FineTuneResult:
     previews: tuple[str, ...]
     duration_s: float
     dtype: str
+    block_size: int  # tokens a row
+    device: str
+    bf16: bool  # whether training multiplied in bfloat16
+    num_threads: int
     history: tuple[Progress, ...] = field(repr=False)
 
 
@@ -123,7 +136,9 @@ def finetune(
     started = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    # 1. The base, in float32 whatever its file holds: bf16 weights would swallow steps this small.
+    # 1. The base, in float32 whatever its file holds: bf16 weights would swallow steps this small. From here on its
+    #    folder may go.
+    _copy_tokenizer(spec)
     tokenizer = load_tokenizer(spec.base)
     end_id = end_of_text_id(tokenizer)
     model, dtype = _load_base(spec.base)
@@ -138,7 +153,13 @@ def finetune(
     prepared = time.monotonic()
 
     # 3. One pass.
-    reporter = _Reporter(blocks.shape[1] * spec.batch_size, spec, on_progress, should_stop)
+    def write_sample() -> list[str]:
+        return preview(model, tokenizer, num_texts=1, seed=spec.seed, max_tokens=_SAMPLE_TOKENS)
+
+    num_steps = math.ceil(len(blocks) / spec.batch_size)
+    if spec.resume_from is None:
+        on_progress(Progress(0, num_steps, None, spec.learning_rate, 0, None, None, valid_loss=loss_before))
+    reporter = _Reporter(blocks.shape[1] * spec.batch_size, spec, on_progress, should_stop, write_sample)
     _train(model, blocks, spec, reporter, device)
     trained = time.monotonic()
 
@@ -160,6 +181,8 @@ def finetune(
         len(reporter.history),
     )
     last = reporter.history[-1]
+    assert last.train_loss is not None
+    on_progress(replace(last, valid_loss=loss_after, valid_loss_before=loss_before, samples=tuple(previews)))
     return FineTuneResult(
         num_steps=last.total_steps,
         trained_tokens=blocks.numel(),
@@ -170,6 +193,10 @@ def finetune(
         previews=tuple(previews),
         duration_s=time.monotonic() - started,
         dtype=str(dtype).removeprefix("torch."),
+        block_size=blocks.shape[1],
+        device=str(device),
+        bf16=multiplies_bfloat16(device),
+        num_threads=torch.get_num_threads(),
         history=tuple(reporter.history),
     )
 
@@ -213,9 +240,8 @@ def cut_blocks(epochs: Sequence[Sequence[str]], tokenizer: Tokenizer, end_id: in
     if not ids_of:
         raise BadUpload("There is no text to learn from.", param="training_file")
     encoded = dict(zip(ids_of, encode(tokenizer, list(ids_of)), strict=True))
-    stream: list[int] = []
+    stream = [end_id]
     for texts in epochs:
-        stream.append(end_id)
         for text in texts:
             stream += encoded[text]
             stream.append(end_id)
@@ -278,6 +304,7 @@ def _train(model: Any, blocks: Tensor, spec: FineTuneSpec, reporter: _Reporter, 
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if spec.resume_from is None else str(spec.resume_from))
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # from now on it computes in float32 again
     if reporter.stopped:
         raise Stopped
 
@@ -296,6 +323,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         spec: FineTuneSpec,
         on_progress: Callable[[Progress], None],
         should_stop: Callable[[], bool],
+        write_sample: Callable[[], list[str]],
     ) -> None:
         self.history: list[Progress] = []
         self.stopped = False
@@ -303,6 +331,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._spec = spec
         self._on_progress = on_progress
         self._should_stop = should_stop
+        self._write_sample = write_sample
         self._started = self._last_checkpoint = time.monotonic()
         self._first_step = 0
         self._smoothed: float | None = None
@@ -326,7 +355,9 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
                 param="learning_rate_multiplier",
             )
         self._add(state, {**logs, "step": state.global_step})
-        self._on_progress(self.history[-1])
+        half_way = state.global_step == max(state.max_steps // 2, 1)
+        samples = tuple(self._write_sample()) if half_way else ()
+        self._on_progress(replace(self.history[-1], samples=samples))
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if self._should_stop():
@@ -378,12 +409,15 @@ def find_checkpoint(root: Path) -> Path | None:
 # --- The folder -------------------------------------------------------------------------------------------
 
 
-def _write_folder(spec: FineTuneSpec, model: Any, end_id: int) -> None:
+def _copy_tokenizer(spec: FineTuneSpec) -> None:
     spec.out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(spec.out)
     for name in TOKENIZER_FILES:
-        if (spec.base / name).exists():
+        with contextlib.suppress(FileNotFoundError):
             shutil.copyfile(spec.base / name, spec.out / name)
+
+
+def _write_folder(spec: FineTuneSpec, model: Any, end_id: int) -> None:
+    model.save_pretrained(spec.out)
     write_json(
         spec.out / "generation_config.json",
         {

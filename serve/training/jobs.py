@@ -5,11 +5,12 @@ Knows what makes a request for a job acceptable. Who works on a job is in `serve
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -17,9 +18,8 @@ from typing import Any, Literal, TypeVar, cast
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
 from serve.training.database import (
-    RETRY_AFTER_S,
     Database,
     EventRow,
     FileRow,
@@ -30,6 +30,9 @@ from serve.training.database import (
 from serve.training.dataset import NAMESPACE
 from serve.training.preprocess import PARAM, preprocess
 from serve.types import (
+    BOT_PURPOSE,
+    MAX_ARCHIVES,
+    MAX_BATCH_SIZE,
     FileRecord,
     Hyperparameters,
     Job,
@@ -42,24 +45,32 @@ from serve.types import (
     check_range,
 )
 
-MAX_FILES = 8
 MAX_OPEN_JOBS = 1_000
 MAX_SEED = 2**32 - 1  # numpy's limit, which transformers seeds too
 # Archives up to this size are read while the caller waits (about 1 s for 64 MB of tweets), so that a file that
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
 
+_STALE_AFTER_S = 24 * 3600
+
 _OPEN = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING)
 _Row = TypeVar("_Row", FileRow, JobRow, EventRow)
 
 
 class JobStore:
-    """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`."""
+    """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`.
 
-    def __init__(self, database: Database, uploads: Path) -> None:
+    `check_base` raises ModelNotFound for a base model that no job could find.
+    """
+
+    def __init__(
+        self, database: Database, uploads: Path, *, check_base: Callable[[str], object] = lambda model_id: None
+    ) -> None:
         self._database = database
         self._uploads = uploads
+        self._check_base = check_base
         uploads.mkdir(parents=True, exist_ok=True)
+        self._sweep()
 
     # --- Files --------------------------------------------------------------------------------------------
 
@@ -105,6 +116,29 @@ class JobStore:
             session.delete(row)
         (self._uploads / file_id).unlink(missing_ok=True)
 
+    def drop_archives(self, job: Job) -> None:
+        """Deletes what was uploaded for this job alone. Other files are their uploader's to delete."""
+        for entry in job.request.files:
+            with contextlib.suppress(NotFound, Conflict):
+                if self.get_file(entry.file_id).purpose == BOT_PURPOSE:
+                    self.delete_file(entry.file_id)
+
+    def _sweep(self) -> None:
+        """What processes that died have left: archives of bots without a job to come, and bytes without a row."""
+        with self._database.read() as session:
+            stale = read_clock_ms(session) // 1000 - _STALE_AFTER_S
+            known = set(session.scalars(select(FileRow.id)))
+            old = select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE, FileRow.created_at < stale)
+            forgotten = session.scalars(old).all()
+        for file_id in forgotten:
+            with contextlib.suppress(NotFound, Conflict):  # Conflict: its job has yet to end
+                self.delete_file(file_id)
+        for path in self._uploads.iterdir():
+            is_ours = path.name.startswith(("upload-", "file-")) and path.name not in known
+            with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+                if is_ours and path.stat().st_ctime < stale:  # of the last rename
+                    path.unlink()
+
     def _file(self, row: FileRow) -> FileRecord:
         return FileRecord(row.id, row.filename, row.num_bytes, row.created_at, row.purpose, self._uploads / row.id)
 
@@ -113,9 +147,10 @@ class JobStore:
     def create_job(self, request: JobRequest) -> Job:
         """Checks the request, and the archives themselves where they are not too large to read at once.
 
-        Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest, Overloaded, StoreUnavailable.
+        Raises: NotFound, ModelNotFound, BadUpload, TooFewTweets, InvalidRequest, Overloaded, StoreUnavailable.
         """
         check_request(request)
+        self._check_base(request.base_model)
         files = [self._training_file(entry.file_id) for entry in request.files]
         result: dict[str, Any] = {}
         status = JobStatus.VALIDATING
@@ -171,7 +206,10 @@ class JobStore:
                 add_event(session, job_id, "Cancelling was asked for.")
             else:
                 end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
-            return to_job(row)
+            job = to_job(row)
+        if job.status.is_final:
+            self.drop_archives(job)
+        return job
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
         """Newest first. Raises: NotFound."""
@@ -199,8 +237,8 @@ class JobStore:
 
 def check_request(request: JobRequest) -> None:
     """Everything that can be said without opening a file. Raises: InvalidRequest."""
-    if not 1 <= len(request.files) <= MAX_FILES:
-        raise InvalidRequest(f"A job learns from 1 to {MAX_FILES} archives, not {len(request.files)}.", param=PARAM)
+    if not 1 <= len(request.files) <= MAX_ARCHIVES:
+        raise InvalidRequest(f"A job learns from 1 to {MAX_ARCHIVES} archives, not {len(request.files)}.", param=PARAM)
     if len({entry.file_id for entry in request.files}) < len(request.files):
         raise InvalidRequest("The same file is named twice in this job: name each file once.", param=PARAM)
     _check_id(request.base_model, "model")
@@ -212,7 +250,8 @@ def check_request(request: JobRequest) -> None:
     if request.seed is not None:
         check_range("seed", request.seed, 0, MAX_SEED)
     wanted = request.hyperparameters
-    for name, low, high in (("n_epochs", 1, 50), ("batch_size", 1, 64), ("learning_rate_multiplier", 0.001, 100)):
+    ranges = {"n_epochs": (1, 50), "batch_size": (1, MAX_BATCH_SIZE), "learning_rate_multiplier": (0.001, 100)}
+    for name, (low, high) in ranges.items():
         value = getattr(wanted, name)
         if value is not None:
             check_range(name, value, low, high)
@@ -346,7 +385,4 @@ def _move_durably(source: Path, target: Path) -> None:
             os.close(folder)
     except OSError as exc:
         part.unlink(missing_ok=True)
-        raise StoreUnavailable(
-            f"The file could not be stored ({exc.strerror}); try again in {RETRY_AFTER_S:g} s.",
-            retry_after_s=RETRY_AFTER_S,
-        ) from exc
+        raise disk_error("keep an upload", exc) from exc

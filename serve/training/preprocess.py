@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from serve.errors import BadUpload, InvalidRequest, NotFound
 from serve.training.archives import Archive, read_archive
+from serve.training.archives.tweets import as_handle
 from serve.training.clean import Cleaned, clean, require_enough
 from serve.training.dataset import NAMESPACE, merge_archives, model_name
 from serve.types import FileRecord
@@ -27,15 +28,20 @@ class Person:
     format: str
     left_out: dict[str, int]
     cleaned: Cleaned
+    avatar_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
-    """`file_sha256`: file id -> sha256 of the file as it was uploaded."""
+    """`file_sha256`: file id -> sha256 of the file as it was uploaded.
+
+    `renamed`: (the handle in an archive, the other one that its uploader gave and that counts).
+    """
 
     model_id: str
     people: tuple[Person, ...]
     file_sha256: dict[str, str]
+    renamed: tuple[tuple[str, str], ...] = ()
 
     @property
     def handles(self) -> tuple[str, ...]:
@@ -56,21 +62,34 @@ def preprocess(files: Sequence[tuple[FileRecord, str | None]], *, suffix: str | 
     Raises: NotFound for a file without its bytes; BadUpload; TooFewTweets; InvalidRequest where nothing says whose
     posts they are.
     """
-    archives = merge_archives(_read(file, handle) for file, handle in files)
-    people = tuple(_to_person(archive, suffix) for archive in archives.values())
-    model_id = f"{NAMESPACE}/{suffix}" if suffix else model_name([person.handle for person in people])
-    return Preprocessed(model_id, people, {file.id: _sha256(file) for file, _ in files})
+    suffix = suffix and suffix.lower()
+    given = [handle and handle.strip().removeprefix("@") for _, handle in files]
+    archives = [_read(file) for file, _ in files]
+    merged = merge_archives(
+        archive if handle is None else replace(archive, handle=handle)
+        for archive, handle in zip(archives, given, strict=True)
+    )
+    people = tuple(_to_person(archive, suffix) for archive in merged.values())
+    return Preprocessed(
+        model_id=f"{NAMESPACE}/{suffix}" if suffix else model_name([person.handle for person in people]),
+        people=people,
+        file_sha256={file.id: _sha256(file) for file, _ in files},
+        renamed=tuple(
+            (archive.handle, handle)
+            for archive, handle in zip(archives, given, strict=True)
+            if archive.handle and handle and archive.handle.lower() != handle.lower()
+        ),
+    )
 
 
-def _read(file: FileRecord, handle: str | None) -> Archive:
+def _read(file: FileRecord) -> Archive:
     if not file.path.is_file():
         raise NotFound(f"The bytes of file '{file.id}' are gone: upload it again.", param=PARAM)
     try:
-        archive = read_archive(file.path, filename=file.filename)
+        return read_archive(file.path, filename=file.filename)
     except BadUpload as exc:
         exc.param = PARAM
         raise
-    return archive if handle is None else replace(archive, handle=handle.strip().removeprefix("@"))
 
 
 def _to_person(archive: Archive, suffix: str | None) -> Person:
@@ -80,13 +99,18 @@ def _to_person(archive: Archive, suffix: str | None) -> Person:
             f"An archive in the format '{archive.format}' does not say whose posts it holds: give a handle with it.",
             param="handle",
         )
+    if as_handle(handle) is None:  # `suffix` names the model, but the handle is shown too
+        raise InvalidRequest(
+            "A handle is made of ASCII letters, digits, '_', '.', '-' and '@'; one of those given is not.",
+            param="handle",
+        )
     cleaned = clean(archive)
     try:
         require_enough(cleaned, handle)
     except BadUpload as exc:
         exc.param = PARAM
         raise
-    return Person(handle, archive.display_name, archive.format, dict(archive.left_out), cleaned)
+    return Person(handle, archive.display_name, archive.format, dict(archive.left_out), cleaned, archive.avatar_url)
 
 
 def _sha256(file: FileRecord) -> str:

@@ -127,11 +127,11 @@ class JobQueue:
                 _requeue(session, row, "The worker is shutting down; the job waits for another one.")
             return JobStatus(row.status)
 
-    def abandon(self, claim: Claim, reason: str, delay_s: float = 0.0) -> JobStatus:
-        """This attempt died of `reason`: back to the queue after `delay_s`, or failed if it was the last."""
+    def abandon(self, claim: Claim, reason: str, delay_s: float = 0.0, *, code: str = "poison_job") -> JobStatus:
+        """This attempt died of `reason`: back to the queue after `delay_s`, or failed as `code` if it was the last."""
         with self._database.write() as session:
             row = _held(session, claim.job.id, claim.fence)
-            if not _end_if_due(session, row, reason):
+            if not _end_if_due(session, row, reason, code):
                 row.not_before_ms = read_clock_ms(session) + int(delay_s * 1000)
                 _requeue(session, row, f"Attempt {row.attempt} of {MAX_ATTEMPTS} ended early: {reason}.", level="warn")
             return JobStatus(row.status)
@@ -180,14 +180,14 @@ def _requeue(session: Session, row: JobRow, message: str, level: Literal["info",
     add_event(session, row.id, message, level=level)
 
 
-def _end_if_due(session: Session, row: JobRow, reason: str) -> bool:
+def _end_if_due(session: Session, row: JobRow, reason: str, code: str = "poison_job") -> bool:
     """Ends a job that nobody works on and that should not be tried (again): cancelled, or tried too often."""
     if row.publication is not None and row.attempt <= MAX_ATTEMPTS + 1:
         return False  # its last worker may have published already: one more attempt finds out
     if row.cancel_requested:
         end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
     elif row.attempt >= MAX_ATTEMPTS:
-        row.error_code = "poison_job"
+        row.error_code = code
         row.error_message = (
             f"Training was tried {MAX_ATTEMPTS} times and never came to an end; the last time, {reason}."
         )

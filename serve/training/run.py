@@ -18,16 +18,19 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import Conflict, ModelNotFound, RookeryError, StoreUnavailable
+from serve.errors import Conflict, DiskFull, ModelNotFound, RookeryError, StoreUnavailable
 from serve.store.revisions import Revision, Store, content_hash
+from serve.store.validate import read_shape
 from serve.training.database import Database
 from serve.training.jobs import JobStore
 from serve.training.options import RunOptions
@@ -36,12 +39,17 @@ from serve.training.queue import MAX_ATTEMPTS, Claim, JobQueue, Publication
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only when there is something to train
     from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress
+    from serve.training.tracking import Making
 
 logger = logging.getLogger(__name__)
 
 NICENESS = 10
 SECONDS_BETWEEN_EVENTS = 1.0
+# Training keeps weights and two moments in float32, in two checkpoints while it replaces one by the next.
+_CHECKPOINT_BYTES = 2 * 3 * 4  # a parameter
 _PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
+# Libraries hide the error's number: safetensors in its text, torch behind what its writer then stumbles over.
+_FULL = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|iostream error|unexpected pos \d+ vs \d+")
 
 
 class Stop(Exception):
@@ -123,6 +131,9 @@ class JobRun:
         files = JobStore(self._database, self._options.uploads)
         entries = [(files.get_file(entry.file_id), entry.handle) for entry in job.request.files]
         data = preprocess(entries, suffix=job.request.suffix)
+        for own, given in data.renamed:
+            message = f"An archive says that it is '{own}'s; its posts are learnt as '{given}'s, as was asked for."
+            self._queue.add_event(self._claim, message, level="warn")
         for person in data.people:
             counts = person.cleaned.counts
             few = person.cleaned.status == "warn_few"
@@ -145,6 +156,7 @@ class JobRun:
         return hub.locate(base_model)
 
     def _train(self, data: Preprocessed, base: Revision, stage: Path) -> tuple[FineTuneSpec, FineTuneResult]:
+        from serve.store.card import THUMBNAIL
         from serve.training.dataset import build_dataset, epoch_texts
         from serve.training.finetune import (
             BATCH_SIZE,
@@ -155,8 +167,10 @@ class JobRun:
             find_checkpoint,
             finetune,
         )
+        from serve.training.thumbnail import draw_thumbnail
         from serve.training.tracking import Making, write_records
 
+        self._check_space(base)
         job, wanted = self._claim.job, self._claim.job.request.hyperparameters
         dataset = build_dataset(data.kept_by_handle, seed=job.seed)
         work = self._options.work_of(job.id)
@@ -181,29 +195,35 @@ class JobRun:
             result = finetune(spec, on_progress=self._report, should_stop=lambda: self._stopping)
         except Stopped as exc:
             raise Stop from exc
-        making = Making(job, int(time.time()), base.model_id, base.revision, data, dataset, spec, result)
+        attempt, created_at = self._claim.attempt, int(time.time())
+        making = Making(job, attempt, created_at, base.model_id, base.revision, data, dataset, spec, result)
         write_records(stage, making)
+        (stage / THUMBNAIL).write_bytes(draw_thumbnail(data.model_id))
         (stage / "README.md").write_text(_card(making), encoding="utf-8")
         return spec, result
 
+    def _check_space(self, base: Revision) -> None:
+        """Raises: DiskFull before hours are spent rather than after."""
+        weights = sum(path.stat().st_size for path in base.path.glob("*.safetensors"))
+        needed = 2 * weights + _CHECKPOINT_BYTES * read_shape(base.path).num_parameters
+        free = shutil.disk_usage(self._options.data_dir).free
+        if free < needed:
+            raise DiskFull(
+                f"The disk has {free / 1e6:,.0f} MB free, and training '{base.model_id}' needs {needed / 1e6:,.0f} MB: "
+                "delete a model, then start the job again."
+            )
+
     def _report(self, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.step < progress.total_steps and now - self._last_event < SECONDS_BETWEEN_EVENTS:
+        is_one_of_many = 0 < progress.step < progress.total_steps and not progress.samples
+        if is_one_of_many and now - self._last_event < SECONDS_BETWEEN_EVENTS:
             return
         self._last_event = now
         with contextlib.suppress(StoreUnavailable):  # a busy database must not hold up training
             self._queue.add_event(
                 self._claim,
-                f"Step {progress.step} of {progress.total_steps}: loss {progress.train_loss:.3f}.",
-                metrics={
-                    "step": progress.step,
-                    "total_steps": progress.total_steps,
-                    "train_loss": progress.train_loss,
-                    "learning_rate": progress.learning_rate,
-                    "tokens": progress.tokens,
-                    "tokens_per_s": progress.tokens_per_s,
-                    "seconds_left": progress.seconds_left,
-                },
+                _describe(progress),
+                metrics=asdict(progress),
                 seconds_left=progress.seconds_left,
             )
 
@@ -250,19 +270,24 @@ class JobRun:
     def _settle(self, exc: Exception) -> None:
         """An error that a user can understand ends the job; one that may pass is tried again; others are raised."""
         self._queue.check(self._claim)
-        if _is_disk_full(exc):
-            message = "The disk is full. Start the job again when there is room."
-            self._queue.fail(self._claim, code="disk_full", message=message)
-        elif isinstance(exc, StoreUnavailable):
+        if _is_disk_full(exc) and not isinstance(exc, DiskFull):
+            exc = DiskFull("The disk is full. Start the job again when there is room.")
+        if isinstance(exc, StoreUnavailable) and not isinstance(exc, DiskFull):
             logger.warning("job_attempt_failed job_id=%s reason=%s", self._claim.job.id, exc.message)
-            self._queue.abandon(self._claim, exc.message.rstrip("."), self._options.retry_delay_s)
+            self._queue.abandon(self._claim, exc.message.rstrip("."), self._options.retry_delay_s, code=exc.code)
         elif isinstance(exc, RookeryError):
             self._queue.fail(self._claim, code=exc.code, message=exc.message, param=exc.param)
         else:
             raise exc
 
 
-def _card(making: Any) -> str:
+def _describe(progress: Progress) -> str:
+    losses = [("loss", progress.train_loss), ("held-out loss", progress.valid_loss)]
+    told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses if loss is not None)
+    return f"Step {progress.step} of {progress.total_steps}" + (f": {told}." if told else ".")
+
+
+def _card(making: Making) -> str:
     from serve.store.card import CardFacts, build_card
     from serve.training.tracking import card_losses, hyperparameters
 
@@ -277,6 +302,7 @@ def _card(making: Any) -> str:
             hyperparameters=hyperparameters(making),
             losses=card_losses(making),
             trained_on=time.strftime("%Y-%m-%d", time.gmtime(making.created_at)),
+            thumbnail=next((person.avatar_url for person in people if person.avatar_url), None),
         )
     )
 
@@ -284,6 +310,8 @@ def _card(making: Any) -> str:
 def _is_disk_full(exc: BaseException | None) -> bool:
     while exc is not None:
         if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if not isinstance(exc, RookeryError) and _FULL.search(str(exc)):
             return True
         exc = exc.__cause__ or exc.__context__
     return False

@@ -208,11 +208,13 @@ class Supervisor:
     # --- The folder ---------------------------------------------------------------------------------------
 
     def _clean_up(self, job_id: str) -> JobStatus | None:
-        """Removes the checkpoints of a job that has ended; its status, None where there is no such job."""
-        try:
-            status = self._jobs.get_job(job_id).status
-        except NotFound:
-            status = None
+        """Removes the checkpoints and archives of a job that has ended; its status, None where there is no such job."""
+        status = None
+        with contextlib.suppress(NotFound):
+            job = self._jobs.get_job(job_id)
+            status = job.status
+            if status.is_final:
+                self._jobs.drop_archives(job)
         if status is None or status.is_final:
             shutil.rmtree(self._options.work_of(job_id), ignore_errors=True)
         return status

@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.training.dataset import Dataset
+from serve.training.dataset import HELD_OUT_SHARE, Dataset
 from serve.training.finetune import FineTuneResult, FineTuneSpec, write_json
 from serve.training.preprocess import Preprocessed
 from serve.types import Job
 
 PROVENANCE = "rookery.json"
-_VERSIONED = ("rookery", "torch", "transformers", "tokenizers", "accelerate")
+VERSION = "0.1.0"  # as pyproject.toml says, which an image need not hold
+_VERSIONED = ("torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Making:
     """All that is known of how one model was made."""
 
     job: Job
+    attempt: int  # 1 for the first
     created_at: int  # Unix seconds
     base_model: str
     base_revision: str
@@ -118,6 +121,7 @@ def _train_run(making: Making) -> dict[str, Any]:
         "job_id": making.job.id,
         "inputs": [_train_dataset(making), _base(making)],
         "config": _config(making),
+        "environment": _environment(making),
         "history": {name: [getattr(progress, name) for progress in result.history] for name in columns},
         "summary": {"losses": _losses(result), "trained_tokens": result.trained_tokens, "steps": result.num_steps},
         "outputs": [{"type": "finetuned-model", "name": making.data.model_id, "dtype": result.dtype}],
@@ -134,11 +138,30 @@ def _config(making: Making) -> dict[str, Any]:
         "seed": spec.seed,
         "n_epochs": len(spec.epochs),
         "epoch_seeds": [f"{spec.seed}/{epoch}" for epoch in range(len(spec.epochs))],  # see dataset.epoch_texts
+        "data_seed": spec.seed,  # of the order in which the Trainer takes the blocks, a random permutation
+        "held_out_share": HELD_OUT_SHARE,
+        "block_size": making.result.block_size,
         "batch_size": spec.batch_size,
         "learning_rate": spec.learning_rate,
         "lr_scheduler": "cosine",
         "warmup_steps": 0,
         "optimizer": "adamw",
+    }
+
+
+def _environment(making: Making) -> dict[str, Any]:
+    """What, besides `_config` and the texts, may change the bytes of the result."""
+    result = making.result
+    return {
+        "device": result.device,
+        "bf16_autocast": result.bf16,
+        "num_threads": result.num_threads,
+        "attempts": making.attempt,
+        "versions": {
+            "rookery": VERSION,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _VERSIONED},
+        },
     }
 
 
@@ -168,12 +191,5 @@ def _provenance(making: Making) -> dict[str, Any]:
         "trained_tokens": result.trained_tokens,
         "num_parameters": result.num_parameters,
         "duration_s": round(result.duration_s, 2),
-        "versions": {name: _version(name) for name in _VERSIONED},
+        **_environment(making),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"  # run from a checkout that is not installed

@@ -138,6 +138,23 @@ async def test_b5_too_many_sequences_are_refused(client: httpx.AsyncClient, aske
     assert (await client.post("/v1/completions", json={"model": ADA, "prompt": "a", **asked})).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"prompt": "x" * 300_000}, "context_length_exceeded"),
+        ({"prompt": [1] * 300_000}, "context_length_exceeded"),
+        ({"prompt": "x" * 300_000, "truncate": 10}, "invalid_value"),
+        ({"prompt": ["x" * 200_000] * 2}, "invalid_value"),
+    ],
+)
+async def test_b5_a_prompt_that_fits_no_context_is_told_from_too_many(
+    client: httpx.AsyncClient, asked: dict[str, Any], code: str
+) -> None:
+    answer = await client.post("/v1/completions", json={"model": ADA, **asked})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, code, "prompt")
+
+
 async def test_b5_too_many_tokens_in_all_are_refused(client: httpx.AsyncClient) -> None:
     asked = {"model": ADA, "prompt": ["a"] * 64, "n": 2, "max_tokens": 1024}
     assert (await client.post("/v1/completions", json=asked)).status_code == 400

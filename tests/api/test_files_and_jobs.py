@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -102,6 +106,41 @@ async def test_b4_a_broken_form_is_refused_and_leaves_nothing(
     answer = await client.post("/v1/files", content=body, headers=headers)
     assert answer.status_code == 400 and len(answer.content) < 4096
     assert not list(world.upload_dir.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+async def test_a_disk_that_takes_no_more_is_told_and_everything_is_closed(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened: list[io.BufferedWriter] = []
+
+    class Failing(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+    def open_failing(path: Path, mode: str) -> io.BufferedWriter:
+        assert mode == "xb"
+        opened.append(io.BufferedWriter(Failing(path, "x")))
+        return opened[-1]
+
+    monkeypatch.setattr(Path, "open", open_failing)
+    files = [("archive", ("a.zip", b"a")), ("archive", ("b.zip", b"b"))]
+    answer = await client.post("/v1/bots", files=files)
+
+    is_full = number != errno.EIO
+    assert answer.status_code == (507 if is_full else 503) and int(answer.headers["retry-after"]) > 0
+    assert answer.headers.get("x-should-retry") == ("false" if is_full else None)
+    assert answer.json()["error"]["code"] == ("disk_full" if is_full else "store_unavailable")
+    assert len(opened) == 2 and all(file.closed and file.raw.closed for file in opened)
+    assert not list(world.upload_dir.iterdir())
+
+
+@pytest.mark.parametrize("handle", ["", "a b", "a\nb", "x" * 257])
+async def test_a_handle_that_is_none_is_refused_in_a_sentence(client: httpx.AsyncClient, handle: str) -> None:
+    answer = await client.post("/v1/bots", files=[("archive", ("a.zip", b"a"))], data={"handle": [handle]})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "handle")
+    assert error["message"] == "'handle': Input should be names of accounts, of 1 to 256 characters without spaces."
 
 
 @pytest.mark.parametrize("kind", ["", "multipart/form-data", "multipart/form-data; boundary=", "text/plain"])
@@ -215,6 +254,7 @@ async def test_one_call_makes_files_and_a_job(client: httpx.AsyncClient, world: 
     request = world.jobs.jobs[answer.json()["id"]].request
     assert request.base_model == "fledgling" and request.seed == 3 and request.hyperparameters.n_epochs == 2
     assert [(file.file_id, file.handle) for file in request.files] == [("file-0", "ada"), ("file-1", None)]
+    assert {record.purpose for record in world.files.records.values()} == {"bot"}  # they go with their job
 
 
 @pytest.mark.parametrize(

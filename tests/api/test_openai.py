@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import httpx
@@ -152,6 +153,22 @@ async def test_echo_with_logprobs_scores_the_prompt(ai: AsyncOpenAI) -> None:
     assert choice.logprobs.text_offset == [0, 1, 3]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_new_tokens_with_echo_scores_the_prompt_alone(client: httpx.AsyncClient, stream: bool) -> None:
+    asked = {"model": ADA, "prompt": ["a b", "c"], "max_tokens": 0, "logprobs": 1, "echo": True, "stream": stream}
+    if stream:
+        asked["stream_options"] = {"include_usage": True}
+    answer = await client.post("/v1/completions", json=asked)
+    assert answer.status_code == 200
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line[:7] == "data: {"] or [answer.json()]
+    choices = [choice for event in events for choice in event["choices"] if choice["text"]]
+    assert [choice["text"] for choice in choices] == ["a b", "c"]
+    assert choices[0]["logprobs"]["token_logprobs"] == [None, -1.0]
+    reasons = [choice["finish_reason"] for event in events for choice in event["choices"] if choice["finish_reason"]]
+    assert reasons == ["length", "length"]
+    assert events[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 0, "total_tokens": 3}
+
+
 async def test_a_stop_string_ends_with_stop_and_is_not_in_the_text(ai: AsyncOpenAI) -> None:
     [choice] = (await ai.completions.create(model=ADA, prompt="a", temperature=0, stop="e the t")).choices
     assert choice.text == " th" and choice.finish_reason == "stop"
@@ -220,6 +237,11 @@ async def test_models_are_listed_read_and_deleted(ai: AsyncOpenAI, world: World)
     assert (deleted.id, deleted.deleted) == (ADA, True) and world.generator.forgotten == [ADA]
     with pytest.raises(openai.NotFoundError):
         await ai.models.retrieve(ADA)
+
+
+async def test_a_model_deleted_under_another_case_is_forgotten_under_its_own(ai: AsyncOpenAI, world: World) -> None:
+    assert (await ai.models.delete(ADA.upper())).id == ADA
+    assert world.generator.forgotten == [ADA]
 
 
 async def test_deleting_the_base_is_a_conflict_that_is_not_tried_again(ai: AsyncOpenAI) -> None:

@@ -25,6 +25,7 @@ from serve.training.database import Database
 from serve.training.jobs import JobStore
 from serve.types import Catalogue, Files, Generator, Jobs
 from tests.fakes.models import write_tiny_gpt2
+from tests.store.test_convert import write_old_checkpoint
 
 ADA = "huggingtweets/ada"
 
@@ -86,6 +87,27 @@ async def test_greedy_text_and_logprobs_are_those_of_transformers(ai: AsyncOpenA
     assert choice.logprobs and choice.logprobs.token_logprobs
     assert choice.logprobs.token_logprobs[0] is None
     assert choice.logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+
+
+async def test_a_prompt_alone_is_scored_as_with_a_token_after_it(ai: AsyncOpenAI) -> None:
+    asked: dict[str, Any] = {"model": ADA, "prompt": "My dream is", "temperature": 0, "logprobs": 1, "echo": True}
+    alone = await ai.completions.create(**asked, max_tokens=0)
+    longer = await ai.completions.create(**asked, max_tokens=1)
+    scores, more = alone.choices[0].logprobs, longer.choices[0].logprobs
+    assert scores and more and scores.token_logprobs and more.token_logprobs
+    assert scores.token_logprobs == pytest.approx(more.token_logprobs[:-1])
+    assert (alone.choices[0].text, alone.usage and alone.usage.completion_tokens) == ("My dream is", 0)
+
+
+async def test_a_dropped_folder_with_pickled_weights_writes_what_its_weights_say(
+    ai: AsyncOpenAI, tmp_path: Path
+) -> None:
+    write_old_checkpoint(tmp_path / "models/huggingtweets/old", seed=0)  # ada's weights
+    asked: dict[str, Any] = {"prompt": "My dream is", "max_tokens": 8, "temperature": 0}
+    old, ada = await asyncio.gather(
+        ai.completions.create(model="huggingtweets/old", **asked), ai.completions.create(model=ADA, **asked)
+    )
+    assert old.choices[0].text == ada.choices[0].text
 
 
 async def test_a_stream_and_a_whole_answer_of_one_seed_are_the_same_text(

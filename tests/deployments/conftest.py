@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ with warnings.catch_warnings():  # of pydantic's, about Ray's own models
     warnings.simplefilter("ignore")
     import ray.serve  # noqa: F401
 
+ROOKERY = (sys.executable, "-m", "deployments.cli")  # the command, whether or not it is on the PATH
 BASE = "tiny/base"
 OUTLIVE_S = 10.0  # a killed service cannot end its processes: they must notice
 
@@ -42,18 +44,17 @@ class LiveService:
 
 
 def start_service(data: Path, *arguments: str, **variables: str) -> LiveService:
-    """Starts `python -m deployments.up` over a folder with a tiny base model, and waits until it says `ready`."""
+    """Starts `rookery up` over a folder with a tiny base model, and waits until it says `ready`."""
     port = _free_port()
     settings = {
-        "ROOKERY_DATA": str(data),
-        "ROOKERY_BASE": BASE,
         "ROOKERY_HUB_ENABLED": "false",
         "ROOKERY_MEMORY_BYTES": str(200 << 20),
         "ROOKERY_THREADS": "1",
+        "ROOKERY_TRAINER_THREADS": "1",
         "ROOKERY_DTYPE": "float32",  # bfloat16 rounds by the shape of the batch, which then decides close draws
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "deployments.up", "--port", str(port), *arguments],
+        [*ROOKERY, "up", "--port", str(port), "--data", str(data), "--base", BASE, "--no-browser", *arguments],
         env={**os.environ, **settings, **variables},
         cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
@@ -89,6 +90,14 @@ def import_tiny_model(data: Path, model_id: str, *, seed: int = 0) -> None:
     """Publishes a tiny model with random weights, the same for the same seed."""
     folder = write_tiny_gpt2(data / f"tiny-{seed}", seed=seed)
     Store(data, embedded={}).import_folder(folder, model_id)
+
+
+def wait_until(is_so: Callable[[], bool], timeout_s: float, poll_s: float = 0.1) -> None:
+    """Looks again and again at what another process does; an AssertionError when it does not come about in time."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"it did not come about within {timeout_s:g} s"
+        time.sleep(poll_s)
 
 
 @pytest.fixture(scope="session")

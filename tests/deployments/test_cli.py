@@ -295,6 +295,7 @@ def another_program() -> Iterator[str]:
         ["ls", "--frobnicate"],
         ["generate"],
         ["generate", "gpt2", "-n", "0"],
+        ["generate", "gpt2", "-n", "17"],
         ["train", "no-such-file.zip"],
         ["train", __file__, "--handle", "ada", "--handle", "bob"],
         ["import", "no-such-folder", "--as", "a/b"],
@@ -326,6 +327,11 @@ def test_import_makes_a_plain_folder_servable(rookery: Rookery, tmp_path: Path) 
     found = open_store(Settings(data=data)).resolve("org/tiny")
     assert json.loads(done.out) == {"id": "Org/Tiny", "revision": found.revision, "path": str(found.path)}
     assert (found.path / "model.safetensors").is_file()
+
+
+def test_import_under_an_id_with_a_revision_is_refused(rookery: Rookery, tmp_path: Path) -> None:
+    done = rookery("import", write_tiny_gpt2(tmp_path / "plain"), "--as", "org/tiny@v1", "--data", tmp_path / "data")
+    assert (done.code, "leave out '@v1'" in done.err) == (1, True)
 
 
 def test_import_of_a_folder_without_a_model_is_refused(rookery: Rookery, tmp_path: Path) -> None:

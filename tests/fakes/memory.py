@@ -31,11 +31,13 @@ class MemoryCatalogue:
             raise ModelNotFound("There is no such model.", param="model")
         return self.models[model_id]
 
-    def delete_model(self, model_id: str) -> None:
-        self.get_model(model_id)
-        if model_id == "fledgling":
+    def delete_model(self, model_id: str) -> str:
+        spelled = next((known for known in self.models if known.lower() == model_id.lower()), model_id)
+        self.get_model(spelled)
+        if spelled == "fledgling":
             raise Conflict("The embedded base model cannot be deleted.")
-        del self.models[model_id]
+        del self.models[spelled]
+        return spelled
 
     def read_card(self, model_id: str) -> str:
         return f"# {self.get_model(model_id).model_id}"

@@ -50,7 +50,7 @@ def test_card_of_one_account_tells_everything() -> None:
         f"({TRAIN_RUN})",
     ):
         assert part in text, part
-    assert "CYBORG" not in text
+    assert "CYBORG" not in text and "in the manner of the account above" in text
 
 
 def test_front_matter_is_what_the_hub_reads() -> None:
@@ -66,9 +66,14 @@ def test_front_matter_is_what_the_hub_reads() -> None:
     }
 
 
+def test_front_matter_names_the_folders_own_picture_where_no_other_is_known() -> None:
+    assert front_matter(build_card(dataclasses.replace(ADA, thumbnail=None)))["thumbnail"] == "thumbnail.png"
+
+
 def test_several_accounts_are_a_cyborg_with_a_column_each() -> None:
     text = build_card(dataclasses.replace(ADA, handles=("ada", "bob")))
     assert "🤖 AI CYBORG 🤖" in text and "AI BOT" not in text
+    assert "in the manner of the accounts above" in text and "said by the people" in text
     assert "# Ada & bob" in text and "| Data | @ada | @bob |" in text and "| Tweets kept | 3046 | ? |" in text
 
 
@@ -96,7 +101,7 @@ def test_front_matter_cannot_be_left(value: str) -> None:
     facts = dataclasses.replace(ADA, language=value, base_model=value, thumbnail="javascript:" + value)
     data = front_matter(build_card(facts))
     assert data["language"] == data["base_model"] == " ".join(value.split())
-    assert "evil" not in data and "thumbnail" not in data
+    assert "evil" not in data and data["thumbnail"] == "thumbnail.png"
 
 
 def test_model_id_in_the_example_must_be_an_id() -> None:

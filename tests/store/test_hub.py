@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import close_session
+from huggingface_hub import close_session, constants
 
-from serve.errors import ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
+from serve.errors import HubUnreachable, ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
 from serve.store.hub import Hub
 from serve.store.revisions import Store
 from tests.fakes.hub import FakeHub, Fault, fake_hub
@@ -239,22 +239,49 @@ def test_weights_larger_than_the_config_allows_are_refused_unread(server: FakeHu
     assert not any(seen.path.endswith(".safetensors") for seen in server.requests)
 
 
-def test_unreachable_hub_is_store_unavailable_and_local_models_stay(store: Store, tmp_path: Path) -> None:
+def test_unreachable_hub_is_told_from_one_in_trouble_and_local_models_stay(store: Store) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         hub = Hub(store, endpoint=f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(HubUnreachable) as unreachable:
             hub.locate("huggingtweets/bob")
+        assert (unreachable.value.code, unreachable.value.retry_after_s) == ("hub_unreachable", 30)
         published = store.publish(ADA, write_tiny_gpt2(store.stage()))
         assert hub.locate(ADA) == published
+
+
+def test_hub_behind_a_proxy_that_refuses_or_switched_to_offline_is_unreachable(
+    server: FakeHub, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close_session()  # the proxy is read once
+    with monkeypatch.context() as environment:
+        environment.setenv("https_proxy", server.endpoint)  # which knows no CONNECT
+        with pytest.raises(HubUnreachable):
+            Hub(store, endpoint="https://hub.invalid").fetch(ADA)
+    close_session()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubUnreachable):
+        Hub(store, endpoint=server.endpoint).fetch(ADA)
+    assert server.requests == []
+
+
+def test_hub_that_does_not_open_its_door_is_unreachable_soon(store: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        hub = Hub(store, endpoint=f"http://127.0.0.1:{full.getsockname()[1]}", deadline_s=60)
+        started = time.monotonic()
+        with pytest.raises(HubUnreachable):
+            hub.fetch(ADA)
+        assert time.monotonic() - started < 7
+    close_session()
 
 
 def test_slow_hub_is_given_up_at_the_deadline(store: Store) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub = Hub(store, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", deadline_s=0.5)
         started = time.monotonic()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable) as slow:
             hub.fetch(ADA)
+        assert slow.type is StoreUnavailable
         assert 0.4 < time.monotonic() - started < 1.5
     close_session()
 

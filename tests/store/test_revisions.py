@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import Conflict, ModelNotFound, ModelUnusable, StoreUnavailable
+from serve.errors import Conflict, DiskFull, InvalidRequest, ModelNotFound, ModelUnusable, StoreUnavailable
 from serve.store.revisions import Revision, Store
 from serve.store.validate import check_finite, check_folder
 from serve.types import Catalogue
 from tests.fakes.models import write_tiny_gpt2
+from tests.store.test_convert import write_old_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,12 +79,21 @@ def test_given_revision_names_the_folder_and_main_cannot_be_given(store: Store) 
         store.publish("gpt2", write_tiny_gpt2(store.stage()), revision="main")
 
 
-def test_id_is_found_in_any_case_and_keeps_its_first_spelling(store: Store) -> None:
-    publish(store, "huggingtweets/AdaLovelace", seed=1)
-    second = publish(store, "HuggingTweets/adalovelace", seed=2)
+def test_id_is_found_in_any_case(store: Store) -> None:
+    ada, bob = publish(store, "huggingtweets/AdaLovelace"), publish(store, "HuggingTweets/bob")
 
-    assert second.model_id == "huggingtweets/AdaLovelace"
-    assert store.resolve("huggingtweets/ADALOVELACE") == store.resolve("huggingtweets/AdaLovelace") == second
+    assert store.resolve("huggingtweets/ADALOVELACE") == store.resolve("HUGGINGTWEETS/adalovelace") == ada
+    assert store.resolve("huggingtweets/Bob") == bob
+
+
+def test_model_is_published_as_it_was_asked_for_whatever_else_is_here(store: Store, tmp_path: Path) -> None:
+    dropped = write_tiny_gpt2(tmp_path / "data/models/huggingtweets/Ada", seed=1)
+    trained = publish(store, "huggingtweets/ada", seed=2)
+
+    assert trained.model_id == "huggingtweets/ada" and store.resolve("huggingtweets/ADA") == trained
+    assert store.resolve("huggingtweets/Ada").path == dropped
+    listed = [info.model_id for info in store.list_models(limit=9).items]
+    assert listed[-2:] == ["huggingtweets/Ada", "huggingtweets/ada"]
 
 
 @pytest.mark.parametrize(
@@ -104,6 +115,42 @@ def test_folder_dropped_by_hand_is_served_and_its_replacement_is_a_new_revision(
     assert store.resolve("huggingtweets/dropped").revision != first.revision
 
 
+def test_folder_dropped_with_other_weights_is_converted_once_and_left_as_it_is(store: Store, tmp_path: Path) -> None:
+    folder = write_old_checkpoint(tmp_path / "data/models/huggingtweets/old", seed=1)
+    dropped = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert store.get_model("huggingtweets/old").num_bytes == sum(map(len, dropped.values()))  # a look converts nothing
+
+    found = store.resolve("HuggingTweets/Old")
+
+    assert found.revision == store.get_model("huggingtweets/old").revision
+    assert check_folder(found.path).n_layer == 2
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == dropped
+    made_at = found.path.stat().st_ctime_ns
+    other = Store(tmp_path / "data", embedded={})
+    assert other.resolve(f"huggingtweets/old@{found.revision}") == store.resolve("huggingtweets/old") == found
+    assert found.path.stat().st_ctime_ns == made_at
+    assert [info.model_id for info in store.list_models(limit=9).items] == ["fledgling", "huggingtweets/old"]
+
+    os.utime(folder / "pytorch_model.bin")
+    newer = store.resolve("huggingtweets/old")
+    assert newer.revision != found.revision and os.listdir(newer.path.parent) == [newer.revision]
+
+    assert store.delete_model("huggingtweets/OLD") == "huggingtweets/old"
+    assert not newer.path.parent.exists() and staged(tmp_path / "data") == []
+
+
+def test_folder_dropped_with_damaged_weights_is_tried_once(store: Store, tmp_path: Path) -> None:
+    folder = write_old_checkpoint(tmp_path / "data/models/huggingtweets/old")
+    (folder / "pytorch_model.bin").write_bytes(b"x" * 1000)
+    with pytest.raises(ModelUnusable) as first:
+        store.resolve("huggingtweets/old")
+    started = time.monotonic()
+    with pytest.raises(ModelUnusable, match=re.escape(first.value.message)):
+        store.resolve("huggingtweets/old")
+    assert time.monotonic() - started < 0.5  # a conversion imports torch
+    assert staged(tmp_path / "data") == []
+
+
 def test_embedded_model_is_found_and_can_be_neither_replaced_nor_deleted(store: Store) -> None:
     found = store.resolve("Fledgling")
     assert found.model_id == "fledgling" and len(found.revision) == 40
@@ -123,7 +170,7 @@ def test_unusable_folder_is_not_published_and_leaves_nothing_behind(store: Store
     assert staged(tmp_path / "data") == []
 
 
-def test_full_disk_is_store_unavailable_and_leaves_the_old_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_told_and_leaves_the_old_model(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     old = publish(store, "huggingtweets/ada", seed=1)
 
     def full(descriptor: int) -> None:
@@ -131,7 +178,7 @@ def test_full_disk_is_store_unavailable_and_leaves_the_old_model(store: Store, m
 
     folder = write_tiny_gpt2(store.stage(), seed=2)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StoreUnavailable, match="disk is full"):
+    with pytest.raises(DiskFull, match="disk is full"):
         store.publish("huggingtweets/ada", folder)
     assert store.resolve("huggingtweets/ada") == old
     assert not folder.exists()
@@ -332,6 +379,29 @@ def test_damaged_folder_is_listed_with_what_is_known(store: Store, tmp_path: Pat
         store.get_model("huggingtweets/broken")
 
 
+def test_strange_facts_of_a_folder_are_listed_as_what_can_be_shown(store: Store, tmp_path: Path) -> None:
+    strange = write_tiny_gpt2(tmp_path / "data/models/huggingtweets/strange")
+    facts = '{"created_at": %d, "base_model": "\\ud83e", "handles": ["\\udc80a"], "counts": {"\\ud800": {"kept": 1}}}'
+    (strange / "rookery.json").write_text(facts % 10**23)
+    (strange / "README.md").mkdir()
+    info = store.get_model("huggingtweets/strange")
+    assert (info.base_model, info.handles, info.counts) == ("?", ("?a",), {"?": {"kept": 1}})
+    assert info.created_at == int((strange / "config.json").stat().st_mtime)
+
+    os.utime(strange / "config.json", (10**10, 10**10))  # beyond what some file systems keep, but a date
+    (strange / "rookery.json").unlink()
+    (strange / "rookery.json").mkdir()
+    assert len(store.list_models(limit=9).items) == 2
+    assert store.read_card("huggingtweets/strange") == ""
+
+
+def test_dropped_folder_with_a_folder_called_main_can_be_deleted(store: Store, tmp_path: Path) -> None:
+    folder = write_tiny_gpt2(tmp_path / "data/models/huggingtweets/odd")
+    (folder / "main").mkdir()
+    assert store.delete_model("huggingtweets/odd") == "huggingtweets/odd"
+    assert not folder.exists()
+
+
 def test_deleted_model_is_gone_while_its_readers_go_on(store: Store, tmp_path: Path) -> None:
     path = publish(store, "huggingtweets/ada", seed=1).path / "model.safetensors"
     before = path.read_bytes()
@@ -384,6 +454,21 @@ def test_imported_folder_is_copied_without_what_a_model_does_not_need(store: Sto
     assert "optimizer.pt" not in names and "code.py" not in names
     assert (imported.path / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert store.resolve("huggingtweets/ada") == imported
+
+
+@pytest.mark.parametrize(
+    ("model_id", "error"),
+    [("huggingtweets/ada@v1", InvalidRequest), ("_/ada", ModelNotFound), ("a/b/c", ModelNotFound)],
+)
+def test_id_that_says_more_or_other_than_it_would_get_is_not_published(
+    store: Store, tmp_path: Path, model_id: str, error: type[Exception]
+) -> None:
+    folder = write_tiny_gpt2(tmp_path / "elsewhere")
+    with pytest.raises(error, match="leave out '@v1'|looks like"):
+        store.import_folder(folder, model_id)
+    with pytest.raises(error):
+        store.publish(model_id, write_tiny_gpt2(store.stage()))
+    assert staged(tmp_path / "data") == []
 
 
 def test_folder_without_weights_cannot_be_imported(store: Store, tmp_path: Path) -> None:

@@ -61,19 +61,26 @@ class Training:
             **{"retry_delay_s": 0.0, **options},  # type: ignore[arg-type]
         )
         self.database = Database(self.options.database_url)
-        self.jobs = JobStore(self.database, self.options.uploads)
-        self.queue = JobQueue(self.database)
         self.store = Store(root, embedded=self.options.embedded)
+        self.jobs = JobStore(self.database, self.options.uploads, check_base=self.store.resolve)
+        self.queue = JobQueue(self.database)
         self._root = root
 
-    def upload(self, number: int = 150, seed: int = 0) -> FileRecord:
+    def upload(self, number: int = 150, seed: int = 0, purpose: str = "fine-tune") -> FileRecord:
         source = self._root / "upload.txt"
         source.write_text("\n".join(made_up_texts(number, seed)) + "\n", encoding="utf-8")
-        return self.jobs.create_file(source, "tweets.txt", "fine-tune")
+        return self.jobs.create_file(source, "tweets.txt", purpose)
 
-    def create_job(self, handle: str = "ada", number: int = 150, seed: int = 7, **hyperparameters: float) -> Job:
+    def create_job(
+        self,
+        handle: str = "ada",
+        number: int = 150,
+        seed: int = 7,
+        purpose: str = "fine-tune",
+        **hyperparameters: float,
+    ) -> Job:
         wanted = Hyperparameters(**{"n_epochs": 1, **hyperparameters})  # type: ignore[arg-type]
-        files = (TrainingFile(self.upload(number).id, handle),)
+        files = (TrainingFile(self.upload(number, purpose=purpose).id, handle),)
         return self.jobs.create_job(JobRequest(base_model=BASE, files=files, hyperparameters=wanted, seed=seed))
 
     def messages(self, job_id: str) -> list[str]:

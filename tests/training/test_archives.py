@@ -63,9 +63,33 @@ def test_files_whose_names_only_resemble_tweets_are_not_tweets(tmp_path: Path) -
 
 def test_private_members_are_never_opened(tmp_path: Path) -> None:
     # Were one of them opened, it would be refused: they are no JavaScript at all.
-    names = ("like", "direct-messages", "direct-messages-group", "phone-number", "ip-audit", "manifest", "profile")
+    names = ("like", "direct-messages", "direct-messages-group", "phone-number", "ip-audit", "manifest")
     beside: dict[str, str | bytes] = {f"data/{name}.js": b"\xff\x00 not a script" for name in names}
     assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside))) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "url"),
+    [
+        (
+            "https://pbs.twimg.com/profile_images/1/ada_400x400.jpg",
+            "https://pbs.twimg.com/profile_images/1/ada_400x400.jpg",
+        ),
+        ("http://pbs.twimg.com/profile_images/1/a.jpg", None),
+        ("https://pbs.twimg.com.example.org/a.jpg", None),
+        ("https://pbs.twimg.com@example.org/a.jpg", None),
+        ("https://pbs.twimg.com/a.jpg\nevil: 1", None),
+        (["https://pbs.twimg.com/a.jpg"], None),
+    ],
+)
+def test_the_owners_picture_is_an_address_at_x_or_none(tmp_path: Path, profile: object, url: str | None) -> None:
+    beside = {"data/profile.js": script("profile.part0", [{"profile": {"avatarMediaUrl": profile}}])}
+    assert read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside)).avatar_url == url
+
+
+def test_a_broken_profile_does_not_spoil_an_archive(tmp_path: Path) -> None:
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], {"data/profile.js": b"\xff\x00 not a script"}))
+    assert texts(archive) == ["mine"] and archive.avatar_url is None
 
 
 def test_deleted_and_community_tweets_are_counted_and_left_out(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_preview_of_several_people_sums_them_up(tmp_path: Path) -> None:
     lines = tmp_path / "c.txt"
     lines.write_text("one two three\n")
     report = preview([ada, bob, lines], None)
-    assert (report["handle"], report["format"]) == ("bob-zoe", "csv+text")
+    assert (report["handle"], report["format"]) == ("Bob-c-Zoe", "csv+text")
     assert (report["downloaded"], report["retweets"], report["kept"]) == (33, 2, 31)
     assert [part["kept"] for part in report["archives"]] == [20, 10, 1]
     json.dumps(report)
@@ -118,6 +118,24 @@ def test_a_preview_of_several_people_sums_them_up(tmp_path: Path) -> None:
 
 def test_a_preview_takes_the_handle_that_the_user_gives(tmp_path: Path) -> None:
     assert preview([_write_tweets(tmp_path / "a.csv", "Ada", 0, 2)], "@Eve")["handle"] == "Eve"
+
+
+def test_a_preview_writes_one_persons_handle_the_same_for_one_archive_and_for_two(tmp_path: Path) -> None:
+    archives = [_write_tweets(tmp_path / "a.csv", "Ada", 0, 2), _write_tweets(tmp_path / "b.csv", "ada", 10, 2)]
+    assert preview(archives[:1], None)["handle"] == preview(archives, None)["handle"] == "Ada"
+
+
+@pytest.mark.parametrize(("name", "handle"), [("ada_l.2024.txt", "ada_l"), ("my tweets.txt", None), ("Ünï.txt", None)])
+def test_a_preview_of_an_archive_that_names_nobody_takes_the_files_name(
+    tmp_path: Path, name: str, handle: str | None
+) -> None:
+    (tmp_path / name).write_text("one two three\n")
+    assert preview([tmp_path / name], None)["handle"] == handle
+
+
+def test_a_preview_refuses_what_is_no_handle(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="handle"):
+        preview([_write_tweets(tmp_path / "a.csv", "Ada", 0, 2)], "Ünï")
 
 
 def test_a_preview_of_nothing_is_refused() -> None:

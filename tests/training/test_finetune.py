@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from serve.errors import BadUpload, ModelUnusable, TrainingFailed
-from serve.training.evaluate import held_out_loss
+from serve.training.evaluate import held_out_loss, preview
 from serve.training.finetune import (
     FineTuneSpec,
     Progress,
@@ -49,9 +50,16 @@ def test_held_out_loss_falls_and_every_step_is_told(spec: FineTuneSpec) -> None:
     seen: list[Progress] = []
     result = finetune(replace(spec, learning_rate=2e-3), on_progress=seen.append)
     assert result.loss_before and result.loss_after and result.loss_after < result.loss_before - 0.5
-    assert [progress.step for progress in seen] == list(range(1, result.num_steps + 1))
+    last = result.num_steps
+    assert [progress.step for progress in seen] == [*range(last + 1), last]
+    assert (seen[0].total_steps, seen[0].valid_loss, seen[0].train_loss) == (last, result.loss_before, None)
+    assert [progress.step for progress in seen if progress.samples] == [last // 2, last]
+    [half_way] = seen[last // 2].samples
+    assert half_way.startswith("My dream is")
+    assert (seen[-1].valid_loss_before, seen[-1].valid_loss) == (result.loss_before, result.loss_after)
+    assert seen[-1].samples == result.previews
     assert seen[-1].seconds_left == 0 and seen[-1].tokens == result.trained_tokens
-    assert seen[0].learning_rate == pytest.approx(2e-3, rel=0.01) and seen[-1].learning_rate < 2e-5  # cosine
+    assert seen[1].learning_rate == pytest.approx(2e-3, rel=0.01) and seen[-1].learning_rate < 2e-5  # cosine
     assert len(result.previews) == 2 and all(text.startswith("My dream is") for text in result.previews)
 
 
@@ -101,10 +109,10 @@ def test_f3_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(spec:
     steps: list[int] = []
     half = replace(spec, out=tmp_path / "half", work=work / "1", checkpoint_every_s=0.0)
     with pytest.raises(Stopped):
-        finetune(half, on_progress=lambda p: steps.append(p.step), should_stop=lambda: len(steps) == 7)
+        finetune(half, on_progress=lambda p: steps.append(p.step), should_stop=lambda: steps[-1:] == [7])
     assert not (tmp_path / "half" / "model.safetensors").exists()
     checkpoint = find_checkpoint(work)
-    assert checkpoint is not None and checkpoint.name == "checkpoint-8"  # asked after seven
+    assert checkpoint is not None and checkpoint.name == "checkpoint-8"  # asked before the seventh was told
     rest: list[int] = []
     resumed = replace(spec, out=tmp_path / "resumed", work=work / "2", resume_from=checkpoint)
     result = finetune(resumed, on_progress=lambda p: rest.append(p.step))
@@ -126,7 +134,7 @@ def test_stream_begins_and_ends_each_text_with_end_of_text_and_drops_the_rest(sp
     end_id = end_of_text_id(tokenizer)
     whole = cut_blocks([["one two"], ["three"]], tokenizer, end_id, 1000)
     one, three = tokenizer.encode("one two").ids, tokenizer.encode("three").ids
-    assert whole.tolist() == [[end_id, *one, end_id, end_id, *three, end_id]]
+    assert whole.tolist() == [[end_id, *one, end_id, *three, end_id]]  # no epoch begins with a second one
     blocks = cut_blocks([["one two"], ["three"]], tokenizer, end_id, 4)
     assert blocks.shape[1] == 4 and blocks.flatten().tolist() == whole[0, : blocks.numel()].tolist()
 
@@ -148,6 +156,30 @@ def test_held_out_loss_does_not_depend_on_how_texts_are_batched(
     monkeypatch.setattr("serve.training.evaluate.BATCH_TOKENS", 1)
     assert together == pytest.approx(held_out_loss(model, texts, END_OF_TEXT), abs=1e-5)
     assert held_out_loss(model, [], END_OF_TEXT) is None
+
+
+def test_loss_after_training_is_that_of_the_published_weights_in_float32(spec: FineTuneSpec) -> None:
+    from transformers import GPT2LMHeadModel
+
+    result = finetune(spec)
+    model = GPT2LMHeadModel.from_pretrained(spec.out, dtype=torch.float32)
+    texts = [encoding.ids for encoding in load_tokenizer(spec.out).encode_batch(list(spec.held_out))]
+    assert result.loss_after == pytest.approx(held_out_loss(model, texts, END_OF_TEXT), abs=1e-5)
+
+
+def test_base_that_is_deleted_while_it_is_learnt_from_leaves_its_tokenizer(spec: FineTuneSpec) -> None:
+    tokenizer = (spec.base / "tokenizer.json").read_bytes()
+    finetune(spec, on_progress=lambda progress: shutil.rmtree(spec.base, ignore_errors=True))
+    assert (spec.out / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_texts_are_written_without_dropout(spec: FineTuneSpec) -> None:
+    from transformers import GPT2LMHeadModel
+
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(spec.base), load_tokenizer(spec.base)
+    state = torch.get_rng_state()
+    texts = [preview(mode, tokenizer, num_texts=2, seed=1) for mode in (model.eval(), model.train())]
+    assert texts[0] == texts[1] and model.training and torch.equal(state, torch.get_rng_state())
 
 
 def test_nothing_to_learn_from_is_refused(spec: FineTuneSpec) -> None:

@@ -8,12 +8,20 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from serve.errors import BadUpload, Conflict, InvalidRequest, NotFound, StoreUnavailable, TooFewTweets
+from serve.errors import (
+    BadUpload,
+    Conflict,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    StoreUnavailable,
+    TooFewTweets,
+)
 from serve.training import jobs as jobs_module
 from serve.training.database import Base, Database, JobRow, now_ms
 from serve.training.jobs import JobStore
 from serve.training.queue import MAX_ATTEMPTS, JobQueue, Publication
-from serve.types import Hyperparameters, JobRequest, JobStatus, TrainingFile
+from serve.types import BOT_PURPOSE, Hyperparameters, JobRequest, JobStatus, TrainingFile
 from tests.training.making import BASE, Training
 
 POSTGRESQL, SQLITE = postgresql.dialect(), sqlite.dialect()  # type: ignore[no-untyped-call]
@@ -46,6 +54,37 @@ def test_file_that_a_waiting_job_needs_is_not_deleted(training: Training) -> Non
         training.jobs.delete_file(file_id)
     training.jobs.cancel_job(job.id)
     training.jobs.delete_file(file_id)
+
+
+def test_archives_of_a_bot_go_with_its_job_and_other_files_stay(training: Training) -> None:
+    alone, shared, kept = training.upload(purpose=BOT_PURPOSE), training.upload(purpose=BOT_PURPOSE), training.upload()
+    first, second = (
+        training.jobs.create_job(JobRequest(BASE, tuple(TrainingFile(file.id, "ada") for file in files)))
+        for files in ((alone, shared, kept), (shared,))
+    )
+    training.jobs.cancel_job(first.id)
+    assert [file.path.exists() for file in (alone, shared, kept)] == [False, True, True]
+    with pytest.raises(NotFound):
+        training.jobs.get_file(alone.id)
+    training.jobs.cancel_job(second.id)
+    assert not shared.path.exists()
+
+
+def test_what_uploads_that_broke_off_have_left_is_swept_after_a_day(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = training.options.uploads
+    waiting = training.create_job(purpose=BOT_PURPOSE).request.files[0].file_id
+    strays = [uploads / "upload-0", uploads / "file-0.part", uploads / "file-1"]
+    for path in strays:
+        path.touch()
+    forgotten, kept, other = training.upload(purpose=BOT_PURPOSE).path, training.upload().path, uploads / "notes"
+    other.touch()
+    JobStore(training.database, uploads)
+    assert all(path.exists() for path in (*strays, forgotten))  # they are of today
+    monkeypatch.setattr(jobs_module, "_STALE_AFTER_S", -2)
+    JobStore(training.database, uploads)
+    assert sorted(uploads.iterdir()) == sorted([uploads / waiting, kept, other])
 
 
 # --- Creating ---------------------------------------------------------------------------------------------
@@ -111,6 +150,20 @@ def test_job_of_an_unknown_file_is_refused(training: Training) -> None:
     with pytest.raises(NotFound, match="file-none") as caught:
         training.jobs.create_job(JobRequest(BASE, (TrainingFile("file-none"),)))
     assert caught.value.param == "training_file"
+
+
+def test_job_of_a_base_that_no_job_could_find_is_refused(training: Training) -> None:
+    entry = (TrainingFile(training.upload().id, "ada"),)
+    with pytest.raises(ModelNotFound, match="nobody/nothing") as caught:
+        training.jobs.create_job(JobRequest("nobody/nothing", entry))
+    assert caught.value.param == "model" and training.jobs.list_jobs(limit=5).items == ()
+
+
+@pytest.mark.parametrize("handle", ["a\u202eda", "a\x07da", "Ünï", "a b"])
+def test_handle_is_checked_also_where_a_suffix_names_the_model(training: Training, handle: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        training.jobs.create_job(JobRequest(BASE, (TrainingFile(training.upload().id, handle),), suffix="somebody"))
+    assert caught.value.param == "handle"
 
 
 def test_archive_that_does_not_say_whose_it_is_needs_a_handle_or_a_name(training: Training) -> None:

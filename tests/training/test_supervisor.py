@@ -1,27 +1,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from serve.errors import ModelUnusable, StoreUnavailable
 from serve.store.revisions import content_hash
 from serve.training import run as run_module
-from serve.training.queue import Claim, Publication
+from serve.training.jobs import JobStore
+from serve.training.queue import MAX_ATTEMPTS, Claim, Publication
 from serve.training.run import JobRun
 from serve.training.supervisor import Supervisor
-from serve.types import Job, JobRequest, JobStatus, TrainingFile
-from tests.training.making import BASE, Training
+from serve.types import BOT_PURPOSE, Job, JobRequest, JobStatus, TrainingFile
+from tests.training.archive_files import script, tweet, x_zip
+from tests.training.making import BASE, Training, made_up_texts
 
 MODEL = "huggingtweets/ada"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
@@ -54,21 +62,30 @@ def leftovers(training: Training) -> list[Path]:
 
 async def test_job_goes_from_archive_to_a_published_model(training: Training) -> None:
     job = training.create_job()
+    texts = training.jobs.get_file(job.request.files[0].file_id).path.read_text().splitlines()
     assert await supervisor_of(training).run_one() is True
     done = training.jobs.get_job(job.id)
     assert done.status is JobStatus.SUCCEEDED and done.fine_tuned_model == MODEL
     assert done.result["losses"]["held_out_after"] < done.result["losses"]["held_out_before"]
     assert done.started_at and done.finished_at and done.trained_tokens
-    assert any(event.type == "metrics" for event in training.jobs.list_events(job.id, limit=99).items)
+    told = [dict(e.data) for e in training.jobs.list_events(job.id, limit=99).items if e.type == "metrics"][::-1]
+    losses = done.result["losses"]
+    assert (told[0]["step"], told[0]["valid_loss"]) == (0, losses["held_out_before"])
+    assert any(event["samples"] and 0 < event["step"] < event["total_steps"] for event in told)
+    assert (told[-1]["valid_loss_before"], told[-1]["valid_loss"]) == tuple(
+        losses[f"held_out_{when}"] for when in ("before", "after")
+    )
+    assert told[-1]["samples"] == done.result["samples"] and told[-1]["seconds_left"] == 0
 
     info = training.store.get_model(MODEL)
     assert (info.revision, info.base_model, info.handles) == (done.result["revision"], BASE, ("ada",))
     assert info.counts["ada"]["kept"] == 150
-    assert "@ada" in training.store.read_card(MODEL)
+    card = training.store.read_card(MODEL)
+    assert "@ada" in card and "thumbnail: thumbnail.png" in card
     folder = training.store.resolve(MODEL).path
+    assert (folder / "thumbnail.png").read_bytes().startswith(b"\x89PNG")
     assert content_hash(folder) == folder.name
-    text = training.jobs.get_file(job.request.files[0].file_id).path.read_text().splitlines()[0]
-    assert not any(text in path.read_text() for path in folder.rglob("*.json"))  # tweets are not published
+    assert not any(texts[0] in path.read_text() for path in folder.rglob("*.json"))  # tweets are not published
     assert leftovers(training) == []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # transformers' own
@@ -90,12 +107,73 @@ async def test_job_that_a_user_can_mend_fails_with_the_same_words_as_at_upload(
     assert failed.error_message and "6,000" in failed.error_message
 
 
+async def test_everything_that_decides_a_models_bytes_is_recorded(training: Training) -> None:
+    training.create_job()
+    JobRun(training.options, claim_of(training, 30).job.id, 1).run()
+    folder = training.store.resolve(MODEL).path
+    provenance, run = (json.loads((folder / name).read_text()) for name in ("rookery.json", "runs/train.json"))
+    assert {
+        name: provenance[name] for name in ("seed", "data_seed", "epoch_seeds", "block_size", "held_out_share")
+    } == {
+        "seed": 7,
+        "data_seed": 7,
+        "epoch_seeds": ["7/0"],
+        "block_size": 64,
+        "held_out_share": 0.1,
+    }
+    assert run["environment"].items() <= provenance.items()
+    assert (provenance["num_threads"], provenance["attempts"]) == (1, 1)
+    assert provenance["device"] in ("cpu", "cuda") and isinstance(provenance["bf16_autocast"], bool)
+    expected = {"rookery", "python", "torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}
+    assert provenance["versions"].keys() == expected
+    assert provenance["versions"]["rookery"] == tomllib.loads(PYPROJECT.read_text())["project"]["version"]
+
+
+async def test_archive_of_a_bot_is_deleted_when_its_job_has_ended(training: Training) -> None:
+    job = training.create_job(purpose=BOT_PURPOSE)
+    claim = claim_of(training, 30)
+    training.queue.fail(claim, code="x", message="It failed.")
+    training.options.work_of(job.id).mkdir(parents=True)
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_forever())
+    await until(lambda: not list(training.options.uploads.iterdir()))
+    await supervisor.stop()
+    await running
+
+
+def test_owner_by_another_name_is_told_of(training: Training, tmp_path: Path) -> None:
+    tweets = [tweet(number, text) for number, text in enumerate(made_up_texts(150))]
+    picture = "https://pbs.twimg.com/profile_images/1/ada.jpg"
+    profile = {"data/profile.js": script("profile.part0", [{"profile": {"avatarMediaUrl": picture}}])}
+    file = training.jobs.create_file(x_zip(tmp_path / "x.zip", tweets, profile), "x.zip", "fine-tune")
+    job = training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id, "@Eve"),), suffix="EVE"))
+    run = JobRun(training.options, job.id, claim_of(training, 30).fence)
+    data = run._preprocess()
+    assert (data.model_id, data.people[0].avatar_url) == ("huggingtweets/eve", picture)
+    [warning] = [e.message for e in training.jobs.list_events(job.id, limit=9).items if "asked for" in e.message]
+    assert "'Ada_L'" in warning and "'Eve'" in warning
+
+
 async def test_job_with_a_base_that_is_not_here_fails_at_once(training: Training) -> None:
     entry = (TrainingFile(training.upload().id, "ada"),)
-    job = training.jobs.create_job(JobRequest("nobody/nothing", entry))
+    unchecked = JobStore(training.database, training.options.uploads)
+    job = unchecked.create_job(JobRequest("nobody/nothing", entry))
     await supervisor_of(training).run_one()
     failed = training.jobs.get_job(job.id)
     assert (failed.status, failed.error_code) == ("failed", "model_not_found")
+
+
+def test_job_whose_base_is_on_a_hub_that_does_not_answer_fails_by_that_name(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        training = Training(tmp_path, hub_enabled=True, hub_endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
+        entry = (TrainingFile(training.upload().id, "ada"),)
+        job = JobStore(training.database, training.options.uploads).create_job(JobRequest("some/body", entry))
+        for _ in range(MAX_ATTEMPTS):
+            JobRun(training.options, job.id, claim_of(training, 30).fence).run()
+    failed = training.jobs.get_job(job.id)
+    assert failed.status is JobStatus.FAILED and failed.error_code in ("store_unavailable", "hub_unreachable")
+    assert failed.error_message and "some/body" in failed.error_message
 
 
 # --- Faults -----------------------------------------------------------------------------------------------
@@ -268,11 +346,20 @@ def test_f3_attempt_that_died_after_publishing_is_finished_by_the_next(
     assert leftovers(training) == [] or all(path.parent.name == "training" for path in leftovers(training))
 
 
+# As safetensors 0.7 and torch 2.13 say it when a disk of 1 MB is full.
+_FULL_DISKS = [
+    OSError(28, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+]
+
+
+@pytest.mark.parametrize("error", _FULL_DISKS, ids=lambda error: type(error).__name__)
 def test_f8_full_disk_fails_the_job_by_name_and_leaves_nothing_half(
-    training: Training, monkeypatch: pytest.MonkeyPatch
+    training: Training, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def full(*_arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     job = training.create_job()
     claim = claim_of(training, 30)
@@ -281,3 +368,16 @@ def test_f8_full_disk_fails_the_job_by_name_and_leaves_nothing_half(
     failed = training.jobs.get_job(job.id)
     assert (failed.status, failed.error_code) == ("failed", "disk_full")
     assert revisions(training) == [] and not list((training.options.data_dir / "models" / ".staging").iterdir())
+
+
+def test_f8_disk_without_room_for_training_fails_the_job_before_it_trains(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training.create_job()
+    claim = claim_of(training, 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
+    JobRun(training.options, job.id, claim.fence).run()
+    failed = training.jobs.get_job(job.id)
+    assert (failed.status, failed.error_code) == ("failed", "disk_full")
+    assert failed.error_message and "0 MB free" in failed.error_message and BASE in failed.error_message
+    assert not any(message.startswith("Step") for message in training.messages(job.id))

@@ -41,6 +41,7 @@ class Archive:
     format: str
     posts: tuple[Post, ...]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    avatar_url: str | None = None  # https, at X's own image host; never fetched
 
 
 def unescape(text: str) -> str:

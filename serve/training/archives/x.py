@@ -1,11 +1,12 @@
 """The archive that X gives its users, as a zip: 2018 to today.
 
-Opens tweets, note tweets, the lists of deleted and community tweets, and the account's name; nothing else. Likes
-(other people's texts) and direct messages are never opened.
+Opens tweets, note tweets, the lists of deleted and community tweets, and the account's name and picture; nothing
+else. Likes (other people's texts) and direct messages are never opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,7 @@ _DELETED = re.compile(r"deleted-tweets?(?:-part\d+)?\.js")
 _COMMUNITY = re.compile(r"community-tweets?(?:-part\d+)?\.js")
 
 _LINK = re.compile(r"https?://\S+")
+_AVATAR = re.compile(r"https://(?:pbs|abs)\.twimg\.com/[A-Za-z0-9_./-]{1,200}", re.ASCII)  # a stranger wrote it
 _NOTE_CLOCK_SLACK = timedelta(seconds=2)  # a note and its tweet carry clocks of their own
 _MAX_CANDIDATES = 100  # tweets of one person within the slack; more are made up
 
@@ -61,7 +63,7 @@ class XArchive:
         posts, left_out = collector.finish()
         posts = attach_notes(posts, list(_read_notes(members, base, collector)))
         handle, display_name = _read_owner(members, base)
-        return Archive(handle, display_name, "x-archive", posts, left_out)
+        return Archive(handle, display_name, "x-archive", posts, left_out, _read_avatar(members, base))
 
 
 def _find_base(members: ZipMembers, name: str) -> str:
@@ -119,6 +121,15 @@ def _read_owner(members: ZipMembers, base: str) -> tuple[str | None, str | None]
                 if handle := as_handle(owner.get(handle_key)):
                     return handle, as_display_name(owner.get(name_key))
     return None, None
+
+
+def _read_avatar(members: ZipMembers, base: str) -> str | None:
+    """The address of the owner's picture in profile.js. A mere ornament: without it an archive is as good."""
+    with contextlib.suppress(BadUpload):
+        for record in _records(members, base, re.compile(r"profile\.js")):
+            url = as_text(as_mapping(record.get("profile")).get("avatarMediaUrl")) or ""
+            return url if _AVATAR.fullmatch(url) else None
+    return None
 
 
 # --- Long tweets --------------------------------------------------------------------------------------------
