@@ -21,7 +21,7 @@ from deployments import show
 from deployments.client import Client, ServerUnreachable
 from serve.errors import RookeryError
 from serve.settings import BadSetting, Settings
-from serve.types import JobStatus
+from serve.types import MAX_CHOICES, JobStatus
 
 app = typer.Typer(
     name="rookery",
@@ -54,6 +54,7 @@ def up(
     port: Annotated[int, typer.Option(min=1, max=65_535, help="The port of the HTTP API and the page.")] = 8000,
     data: _Data = None,
     base: Annotated[str | None, typer.Option(help="The base model of new bots.")] = None,
+    generators: Annotated[int, typer.Option(min=1, help="Replicas that write text; each holds its own models.")] = 1,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
 ) -> None:
     """Start the service and stay with it; Ctrl-C ends it."""
@@ -64,7 +65,7 @@ def up(
 
     if sys.stdout.isatty() and not no_browser:
         threading.Thread(target=_open_page, args=[f"http://127.0.0.1:{port}"], daemon=True).start()
-    serve_until_stopped(port, settings)
+    serve_until_stopped(port, settings, num_generators=generators)
 
 
 def _open_page(url: str) -> None:
@@ -207,7 +208,7 @@ def _follow(client: Client, job_id: str, as_json: bool) -> None:
 def generate(
     model: _Model,
     prompt: Annotated[str, typer.Argument(help="How the text begins.")] = "My dream is",
-    n: Annotated[int, typer.Option("-n", min=1, max=128, help="How many texts.")] = 1,
+    n: Annotated[int, typer.Option("-n", min=1, max=MAX_CHOICES, help="How many texts.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 80,
     temperature: Annotated[float | None, typer.Option(min=0.0, max=2.0, help="0: always the likeliest.")] = None,

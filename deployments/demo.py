@@ -28,6 +28,7 @@ ARCHIVES = Path(__file__).parent / "archives"
 HANDLES = ("capt_barnacle", "grandma_ines", "unit_seven")
 PROMPT = "My dream is"
 NUM_TEXTS = 3
+SEED = 0
 
 _START_TIMEOUT_S = 300.0
 _STOP_TIMEOUT_S = 60.0
@@ -77,7 +78,7 @@ def _show_demo(console: Console, client: Client, process: subprocess.Popen[bytes
 
 def _train(console: Console, client: Client, started: float) -> dict[str, Json]:
     """Trains all bots, each of which speaks as soon as it can; their finished jobs by handle."""
-    jobs = {handle: client.create_bot([ARCHIVES / f"{handle}.zip"], [handle], {"seed": 0}) for handle in HANDLES}
+    jobs = {handle: client.create_bot([ARCHIVES / f"{handle}.zip"], [handle], {"seed": SEED}) for handle in HANDLES}
     finished: dict[str, Json] = {}
     with show.JobProgress(console) as progress:
         while len(finished) < len(jobs):
@@ -100,7 +101,15 @@ def _require_success(job: Json) -> Json:
 
 
 def _speak(console: Console, client: Client, model: str, started: float) -> None:
-    body = {"model": model, "prompt": PROMPT, "n": NUM_TEXTS, "max_tokens": 60, "seed": 0, "add_bos": True}
+    body = {
+        "model": model,
+        "prompt": PROMPT,
+        "n": NUM_TEXTS,
+        "max_tokens": 60,
+        "seed": SEED,
+        "temperature": 0.8,
+        "add_bos": True,
+    }
     texts = [choice["text"] for choice in client.complete(body)["choices"]]
     console.print(
         f"{model} answers after {time.monotonic() - started:.0f} s:", style="bold", markup=False, soft_wrap=True

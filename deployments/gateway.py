@@ -120,6 +120,7 @@ class Gateway:
             default_base=self._settings.base,
             metrics=Metrics(part="api"),
             extra_metrics=self._generator.metrics_text,
+            sends_request_id=False,  # Ray Serve does
         )
 
 

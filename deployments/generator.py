@@ -37,7 +37,8 @@ class Generator:
         return self._replica, self._generator.metrics_text()
 
     async def check_health(self) -> None:
-        """Ray calls it again and again; that the event loop answers in time is the check."""
+        """Ray calls it again and again: the event loop must answer in time, and the engine's thread be there."""
+        self._generator.check_alive()
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is stopped."""

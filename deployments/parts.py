@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 
 from serve.settings import Settings
-from serve.store.opening import EMBEDDED
+from serve.store.opening import EMBEDDED, open_store
 from serve.training.database import Database
 from serve.training.jobs import JobStore
 from serve.training.options import RunOptions
@@ -26,8 +26,10 @@ def read_settings(overrides: Mapping[str, str]) -> Settings:
 
 def open_jobs(settings: Settings) -> JobStore:
     """Files and jobs, in the database that `settings` name."""
-    options = run_options(settings)
-    return JobStore(Database(options.database_url), options.uploads)
+    options, database = run_options(settings), Database(settings.sql_url)
+    if settings.hub_enabled:
+        return JobStore(database, options.uploads)  # a base that is not here may be there: the job will ask
+    return JobStore(database, options.uploads, check_base=open_store(settings).resolve)
 
 
 def run_options(settings: Settings) -> RunOptions:

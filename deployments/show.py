@@ -180,7 +180,7 @@ def _phase(view: JobView) -> str:
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
     """`12/80  loss 4.02  0:41 left`; empty before the first step."""
-    if not metrics:
+    if not metrics.get("step"):
         return ""
     minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
     left = f"  {minutes}:{seconds:02} left" if metrics["step"] < metrics["total_steps"] else ""

@@ -293,7 +293,7 @@ class TrainingFile:
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """huggingtweets' own procedure; `None`: its own value (4 epochs, batch 1, 1.372e-4)."""
+    """`None`: huggingtweets' own value (4 epochs, batch 1, 1.372e-4, the last times what the base suggests)."""
 
     n_epochs: int | None = None
     batch_size: int | None = None

@@ -115,6 +115,18 @@ class FineTuneResult:
     history: tuple[Progress, ...] = field(repr=False)
 
 
+def suggested_multiplier(base: Path) -> float:
+    """Of the learning rate: what the base's own `training.json` asks for, else 1.
+
+    huggingtweets' rate was found for GPT-2 (124M); a base much smaller needs a larger one.
+    """
+    try:
+        value = json.loads((base / "training.json").read_bytes())["learning_rate_multiplier"]
+        return float(value) if 0 < value <= 100 else 1.0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1.0
+
+
 class Stopped(Exception):
     """`should_stop` said so; nothing was written that counts."""
 

@@ -166,6 +166,7 @@ class JobRun:
             Stopped,
             find_checkpoint,
             finetune,
+            suggested_multiplier,
         )
         from serve.training.thumbnail import draw_thumbnail
         from serve.training.tracking import Making, write_records
@@ -185,7 +186,7 @@ class JobRun:
             out=stage,
             seed=job.seed,
             batch_size=wanted.batch_size or BATCH_SIZE,
-            learning_rate=LEARNING_RATE * (wanted.learning_rate_multiplier or 1.0),
+            learning_rate=LEARNING_RATE * (wanted.learning_rate_multiplier or suggested_multiplier(base.path)),
             num_threads=self._options.num_threads,
             work=work / str(self._claim.fence),
             resume_from=checkpoint,

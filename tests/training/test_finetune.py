@@ -23,6 +23,7 @@ from serve.training.finetune import (
     find_checkpoint,
     finetune,
     load_tokenizer,
+    suggested_multiplier,
 )
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
 from tests.training.making import made_up_texts
@@ -206,3 +207,11 @@ def test_training_writes_no_progress_bars(
     out, err = capfd.readouterr()
     assert out == "" and err == ""
     assert [record.getMessage().split()[0] for record in caplog.records] == ["finetune_phases"]
+
+
+def test_a_base_may_suggest_a_larger_learning_rate(tmp_path: Path) -> None:
+    assert suggested_multiplier(tmp_path) == 1.0
+    for text, expected in (('{"learning_rate_multiplier": 4}', 4.0), ('{"learning_rate_multiplier": -1}', 1.0),
+                           ('{"learning_rate_multiplier": "x"}', 1.0), ("[", 1.0)):  # fmt: skip
+        (tmp_path / "training.json").write_text(text)
+        assert suggested_multiplier(tmp_path) == expected
