@@ -7,6 +7,7 @@ on serving until Ctrl-C; elsewhere, or with --exit, it stops what it started.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
@@ -69,11 +70,14 @@ def _show_demo(console: Console, client: Client, process: subprocess.Popen[bytes
     console.print(f"Starting the service; its log is {_log_of(data)}", markup=False, soft_wrap=True)
     _wait_until_ready(client, process, _log_of(data))
     console.print(f"{client.url} is ready after {time.monotonic() - started:.0f} s\n", markup=False)
+    base = Settings.from_env().base
+    console.print(f"{base}, which has learnt from nobody yet:", style="bold", markup=False)
+    _speak(console, client, base)
     jobs = _train(console, client, started)
     console.print("What the bots have learnt from:", style="bold")
     console.print(show.counts_table({handle: job["result"]["counts"][handle] for handle, job in jobs.items()}))
     console.print("\nGo on with:", style="bold")
-    console.print(_next_steps(client.url, jobs[HANDLES[0]]["fine_tuned_model"]), markup=False, soft_wrap=True)
+    console.print(_next_steps(client.url, data, jobs[HANDLES[0]]["fine_tuned_model"]), markup=False, soft_wrap=True)
 
 
 def _train(console: Console, client: Client, started: float) -> dict[str, Json]:
@@ -87,7 +91,10 @@ def _train(console: Console, client: Client, started: float) -> dict[str, Json]:
                 progress.update(view, f"@{handle}")
                 if view.status.is_final:
                     finished[handle] = _require_success(view.job)
-                    _speak(console, client, view.job["fine_tuned_model"], started)
+                    model, after_s = view.job["fine_tuned_model"], time.monotonic() - started
+                    console.print(f"{model} answers after {after_s:.0f} s:", style="bold", markup=False)
+                    _speak(console, client, model)
+                    console.print(show.validation_line(view.job) + "\n", style="dim")
             time.sleep(_POLL_S)
     return {handle: finished[handle] for handle in HANDLES}
 
@@ -100,7 +107,7 @@ def _require_success(job: Json) -> Json:
     return job
 
 
-def _speak(console: Console, client: Client, model: str, started: float) -> None:
+def _speak(console: Console, client: Client, model: str) -> None:
     body = {
         "model": model,
         "prompt": PROMPT,
@@ -111,16 +118,15 @@ def _speak(console: Console, client: Client, model: str, started: float) -> None
         "add_bos": True,
     }
     texts = [choice["text"] for choice in client.complete(body)["choices"]]
-    console.print(
-        f"{model} answers after {time.monotonic() - started:.0f} s:", style="bold", markup=False, soft_wrap=True
-    )
     show.show_texts(console, PROMPT, texts)
-    console.print()
 
 
-def _next_steps(url: str, model: str) -> str:
+def _next_steps(url: str, data: Path, model: str) -> str:
+    rookery = os.path.relpath(Path(sys.executable).parent / "rookery")
     return f"""\
-  rookery generate {model} "{PROMPT}" -n 5 --url {url}
+  {rookery} up --data {data}   # where the service has been stopped
+
+  {rookery} generate {model} "{PROMPT}" -n 5 --url {url}
 
   curl -s {url}/v1/completions -H 'content-type: application/json' \\
     -d '{{"model": "{model}", "prompt": "{PROMPT}", "max_tokens": 60, "add_bos": true}}'

@@ -117,8 +117,19 @@ def show_result(console: Console, job: Mapping[str, Any]) -> None:
     result = job.get("result") or {}
     if counts := result.get("counts"):
         console.print(counts_table(counts))
+    if line := validation_line(job):
+        console.print(line)
     for sample in (result.get("samples") or [])[:5]:
         console.print(Text.assemble(("  · ", "dim"), plain(str(sample))), soft_wrap=True)
+
+
+def validation_line(job: Mapping[str, Any]) -> str:
+    """How well posts that were held out are foretold, before and after; empty where it is not known."""
+    losses = (job.get("result") or {}).get("losses") or {}
+    before, after = losses.get("held_out_before"), losses.get("held_out_after")
+    if before is None or after is None:
+        return ""
+    return f"validation loss {before:.2f} before, {after:.2f} after (nats a token)"
 
 
 # --- Progress ---------------------------------------------------------------------------------------------

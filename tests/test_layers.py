@@ -1,6 +1,7 @@
 """Who may import whom: the architecture, held by a test.
 
-leaves <- engine, pool, store, api <- (loader, locator, generator) <- training <- deployments;  loadtest: nothing of ours
+leaves <- engine, pool, store, api <- loader, locator, generator <- training <- deployments
+loadtest imports nothing of ours
 """
 
 from __future__ import annotations
