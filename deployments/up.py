@@ -58,6 +58,8 @@ def main(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C. Raises: SystemExit with a sentence when it cannot start."""
     _check_port(port)
+    if not settings.threads:
+        settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // num_generators))
     _set_environment(settings)
     import ray.serve  # noqa: F401  # before signals are caught: an import that one cuts off cannot be repeated
 

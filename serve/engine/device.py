@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ def engine_config(settings: Settings) -> EngineConfig:
     """Device, precision and sizes of the engine; sets torch's number of threads."""
     use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_cuda else "cpu")
-    if not use_cuda and settings.threads:
-        torch.set_num_threads(settings.threads)
+    if not use_cuda:
+        # Said outright: a process that Ray starts is told to use as many threads as it has booked cores.
+        torch.set_num_threads(settings.threads or num_cores())
     if settings.dtype == "auto":
         dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
     else:
@@ -27,6 +29,11 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_sequences=settings.max_sequences,
         max_step_rows=settings.max_step_rows,
     )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

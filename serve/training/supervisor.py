@@ -124,13 +124,13 @@ class Supervisor:
         await self._retry(lambda: self._conclude(claim, exited.result(), wanted))
 
     async def _start(self, claim: Claim) -> asyncio.subprocess.Process:
-        threads = self._options.num_threads
-        limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+        # Always said: Ray tells the processes that it starts, and so their children, to use one thread.
+        threads = self._options.num_threads or len(os.sched_getaffinity(0))
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "serve.training.run"),
             *("--job", claim.job.id, "--token", str(claim.fence), "--parent", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, **limit, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
             start_new_session=True,  # a process group of its own; uvloop, which Ray uses, has no process_group
         )
         assert child.stdin is not None
