@@ -1,6 +1,6 @@
 """Every metric, declared once: names, labels and buckets.
 
-Label values come from bounded sets (route template, status, tier, reason, state), never from a model id or a
+Label values come from bounded sets (route template, status, tier, outcome, reason), never from a model id or a
 user. A leaf: it does not know who counts or how the text is scraped.
 """
 
@@ -10,19 +10,18 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-Part = Literal["all", "api", "engine", "training"]
+Part = Literal["all", "api", "engine"]
 
 # From a resident model's answer on a GPU (milliseconds) to a cold start from the Hub on a slow line (minutes).
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_JOB_SECONDS = (1.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 21600.0)
 _POWERS_OF_TWO = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 
 
 class Metrics:
     """The metrics of one process, over one registry.
 
-    Where API, engine and training are processes of their own, each passes its `part`: the others' metrics can
+    Where API and engine are processes of their own, each passes its `part`: the others' metrics can
     still be called but are not exposed, so that joined expositions never hold the same series twice.
     """
 
@@ -78,15 +77,6 @@ class Metrics:
             "rookery_step_duration_seconds", "One step of the engine.", buckets=_STEP_SECONDS, registry=engine
         )
         self.queue_depth = Gauge("rookery_queue_depth", "Sequences waiting for a place.", registry=engine)
-
-        training = owned_by("training")
-        self.jobs = Counter("rookery_jobs", "Training jobs that reached a state.", ["state"], registry=training)
-        self.job_duration = Histogram(
-            "rookery_job_duration_seconds",
-            "From the start of a training job to its end.",
-            buckets=_JOB_SECONDS,
-            registry=training,
-        )
 
     def render(self) -> str:
         """The Prometheus text exposition of what this process owns."""

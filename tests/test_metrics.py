@@ -10,9 +10,9 @@ def names(metrics: Metrics) -> set[str]:
 
 
 def test_parts_own_disjoint_metrics_that_add_up_to_all() -> None:
-    api, engine, training = (names(Metrics(part=part)) for part in ("api", "engine", "training"))
-    assert api | engine | training == names(Metrics())
-    assert not (api & engine or engine & training or api & training)
+    api, engine = names(Metrics(part="api")), names(Metrics(part="engine"))
+    assert api | engine == names(Metrics())
+    assert not api & engine
     assert all(name.startswith("rookery_") for name in names(Metrics()))
 
 
