@@ -98,7 +98,7 @@ class JobRun:
         with self._phase("locate_base"):
             base = self._locate_base()
         with self._phase("import"):
-            import serve.training.finetune  # noqa: F401
+            from serve.training import finetune  # noqa: F401
 
         # 3. Learn it, in a folder that nobody sees yet.
         stage = self._store.stage()
