@@ -47,9 +47,12 @@ def _attend(cache: KVCache, layer: int, query: Tensor, batch: Batch, scale: floa
     """Causal attention of ``(R, H, hd)`` queries over their own sequences' keys -> ``(R, H, hd)``."""
     out = torch.empty_like(query)
     if cache.in_place:
+        # One call a sequence beats one call for all on a CPU: nothing is copied or masked (8 models x 4 texts of 60
+        # tokens, bf16: a step of 145 ms against 154; x 1 text: 113 against 151).
         for row, kv_row, length in batch.decode:
             keys, values = cache.view(layer, kv_row, length)
-            out[row] = _attend_one(query[row], keys[0], values[0], scale)
+            one = query[row].view(1, *query.shape[1:]).unsqueeze(2)  # (1, H, 1, hd)
+            out[row] = F.scaled_dot_product_attention(one, keys, values, scale=scale)[0, :, 0]
     elif len(batch.decode_rows):
         keys, values = cache.gather(layer, batch.decode_kv, batch.decode_mask.shape[-1])
         ones = query.index_select(0, batch.decode_rows).unsqueeze(2)  # (B, H, 1, hd)
@@ -62,17 +65,6 @@ def _attend(cache: KVCache, layer: int, query: Tensor, batch: Batch, scale: floa
         mixed = F.scaled_dot_product_attention(span, keys, values, attn_mask=mask, is_causal=past == 0, scale=scale)
         out[first:end] = mixed.squeeze(0).transpose(0, 1)
     return out
-
-
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """One query ``(H, hd)`` over ``(H, L, hd)`` keys and values, exactly its own.
-
-    On a CPU this reads the cache in place and is 2-6 times as fast as a masked, gathered
-    `scaled_dot_product_attention` over 100 to 800 keys (32 sequences, bf16 and float32).
-    """
-    scores = torch.matmul(keys, query.unsqueeze(-1)).squeeze(-1)  # (H, L)
-    weights = torch.softmax(scores.float() * scale, -1).to(values.dtype)
-    return torch.matmul(weights.unsqueeze(1), values).squeeze(1)
 
 
 def _causal_mask(num_rows: int, past: int, device: torch.device) -> Tensor:
