@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench bench-engine bench-gpu clean bench-thrash
 
 install: $(INSTALLED)
 
@@ -29,6 +29,18 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m loadtest.baseline
+
+# The first time it also builds llama.cpp's server, in ~/.cache/rookery-peers, which takes some minutes.
+bench-engine: $(INSTALLED)
+	$(BIN)/python -m loadtest.engine_bench
+
+# Add ARGS=--soak for 10,000 loads and evictions.
+bench-thrash: $(INSTALLED)
+	$(BIN)/python -m loadtest.engine_thrash $(ARGS)
+
+# Needs a CUDA device; says so, with status 2, where there is none.
+bench-gpu: $(INSTALLED)
+	@$(BIN)/python -m loadtest.engine_gpu
 
 # Not .rookery: bots and jobs live there.
 clean:

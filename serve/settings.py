@@ -28,8 +28,8 @@ class Settings:
     base: str = "fledgling"  # the base model of new bots, and of requests that name none
     database_url: str = ""  # "": SQLite under `data`
     device: str = "auto"  # auto | cpu | cuda
-    dtype: str = "auto"  # auto | bfloat16 | float32
-    memory_bytes: int = 0  # for weights; 0: half of the memory that is free at the start
+    dtype: str = "auto"  # of the weights: auto | bfloat16 | float32 | int8 (CPU alone)
+    memory_bytes: int = 0  # for weights, on a GPU for KV caches too; 0: half of what is free, of a GPU 85 %
     max_sequences: int = 64  # texts that one replica generates at once
     max_step_rows: int = 128
     threads: int = 0  # of the engine; 0: all cores
@@ -58,7 +58,7 @@ class Settings:
             values[name] = _parse(variable, text, str(kinds[name]))
         settings = cls(**values)
         _check_choice("device", settings.device, ("auto", "cpu", "cuda"))
-        _check_choice("dtype", settings.dtype, ("auto", "bfloat16", "float32"))
+        _check_choice("dtype", settings.dtype, ("auto", "bfloat16", "float32", "int8"))
         return settings
 
     def to_env(self) -> dict[str, str]:

@@ -8,24 +8,25 @@ from pathlib import Path
 import torch
 
 from serve.engine.engine import EngineConfig
+from serve.engine.selection import check_weights
 from serve.settings import Settings
 
 
 def engine_config(settings: Settings) -> EngineConfig:
-    """Device, precision and sizes of the engine; sets torch's number of threads."""
+    """Device, precision and sizes of the engine; sets torch's number of threads. Raises: BadSetting."""
     use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_cuda else "cpu")
     if not use_cuda:
         # Said outright: a process that Ray starts is told to use as many threads as it has booked cores.
         torch.set_num_threads(settings.threads or num_cores())
-    if settings.dtype == "auto":
-        dtype = torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
-    else:
-        dtype = getattr(torch, settings.dtype)
+    weights = settings.dtype
+    if weights == "auto":
+        weights = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    check_weights(weights, device)
     return EngineConfig(
         device=device,
-        dtype=dtype,
-        budget_bytes=settings.memory_bytes or _free_bytes(device) // 2,
+        weights=weights,
+        budget_bytes=settings.memory_bytes or _budget_bytes(device),
         max_sequences=settings.max_sequences,
         max_step_rows=settings.max_step_rows,
     )
@@ -41,6 +42,12 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return True
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _budget_bytes(device: torch.device) -> int:
+    """Half of a computer's memory is others'; of a device's, what is left is for activations and logits."""
+    free = _free_bytes(device)
+    return free // 2 if device.type == "cpu" else free * 17 // 20
 
 
 def _free_bytes(device: torch.device) -> int:

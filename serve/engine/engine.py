@@ -1,7 +1,7 @@
 """The engine: one thread that steps all running sequences of all resident models.
 
 It knows slots, not model ids: whoever submits a sequence keeps its slot leased until the sequence's last
-output. Models of one layout share a *lane* (slab, KV cache, scheduler); each turn steps every busy lane once.
+output. Models of one layout share a *lane* (backend, scheduler); each turn steps every busy lane once.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve.engine.batch import Batch, Span
-from serve.engine.gpt2 import forward
-from serve.engine.kv_cache import KVCache, kv_bytes_per_row
+from serve.engine.backend import Backend, Span, kv_bytes_per_row
 from serve.engine.sampling import sample
 from serve.engine.scheduler import Scheduler
+from serve.engine.selection import build_backend
+from serve.engine.selection import slot_bytes as bytes_in_slot
 from serve.engine.sequence import Output, Sequence
-from serve.engine.weights import build_slab, weight_bytes
 from serve.errors import ModelTooLarge, Overloaded
 from serve.shape import GPT2Shape
 
 logger = logging.getLogger(__name__)
 
 
-MAX_SLOTS = 4096  # of one shape: bounds what each step spends on slots that are not in it
+Build = Callable[..., Backend]  # as `build_backend`
+
+MAX_SLOTS = 1024  # of one shape: bounds what each step spends on slots that are not in it
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Sizes of the engine. `budget_bytes` is for weights: the pool bounds their sum over all lanes by it."""
+    """Sizes of the engine. `budget_bytes` is for weights, on a device for KV caches too: the pool bounds the sum of
+    `Engine.model_bytes` by it."""
 
     device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
+    weights: str = "float32"  # one of `backend.WEIGHT_FORMATS`
     budget_bytes: int = 2 << 30
-    max_sequences: int = 64  # KV cache rows of a lane; fewer where they would take more than half of the budget
+    max_sequences: int = 64  # KV cache rows of a lane; fewer where they would take most of the budget
     max_step_rows: int = 128  # a GPT-2 small prompt of 128 tokens takes two CPU cores about 0.1 s
+
+    @property
+    def lays_out_lazily(self) -> bool:
+        """Whether slots and caches take memory only while they are used."""
+        return self.device.type == "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +79,36 @@ class StepStats:
 
 def slot_bytes(layout: Layout, config: EngineConfig) -> int:
     """What a model takes of the budget: its weights, but no less than gives `MAX_SLOTS` slots."""
-    return max(weight_bytes(layout.shape, config.dtype, tied=layout.tied), config.budget_bytes // MAX_SLOTS)
+    needed = bytes_in_slot(layout.shape, config.weights, config.device, tied=layout.tied)
+    return max(needed, config.budget_bytes // MAX_SLOTS)
+
+
+def lane_sizes(layout: Layout, config: EngineConfig, budget_bytes: int) -> tuple[int, int, int]:
+    """Slots, KV cache rows and bytes of a lane that may take `budget_bytes`. Raises: ModelTooLarge.
+
+    On a CPU a cache takes memory only as it fills, and the budget is for slots alone. A device lays all of it out.
+    """
+    needed, row_bytes = slot_bytes(layout, config), kv_bytes_per_row(layout.shape, config.weights)
+    most = config.budget_bytes // 2 if config.lays_out_lazily else budget_bytes // 4
+    num_rows = max(1, min(most // row_bytes, config.max_sequences))
+    cache_bytes = 0 if config.lays_out_lazily else num_rows * row_bytes
+    num_slots = (budget_bytes - cache_bytes) // needed
+    if num_slots < 1:
+        raise ModelTooLarge(
+            f"The model needs {(needed + cache_bytes) >> 20} MiB; {budget_bytes >> 20} MiB are left for models of its "
+            "layout."
+        )
+    return num_slots, num_rows, num_slots * needed + cache_bytes
 
 
 class Lane:
     """Everything of one layout, and its step."""
 
-    def __init__(self, layout: Layout, config: EngineConfig, budget_bytes: int) -> None:
-        """`budget_bytes`: what its slots may take. Raises: ModelTooLarge when not one fits."""
-        shape, needed = layout.shape, slot_bytes(layout, config)
-        if budget_bytes < needed:
-            raise ModelTooLarge(
-                f"The model needs {needed >> 20} MiB; {budget_bytes >> 20} MiB are left for models of its layout."
-            )
-        num_rows = config.budget_bytes // 2 // kv_bytes_per_row(shape, config.dtype)
-        num_rows = max(1, min(num_rows, config.max_sequences))
-        self.num_bytes = budget_bytes // needed * needed
-        self.slab = build_slab(shape, budget_bytes // needed, config.dtype, config.device, tied=layout.tied)
-        self.cache = KVCache(shape, num_rows, config.dtype, config.device)
-        self.scheduler = Scheduler(num_rows=num_rows, max_step_rows=config.max_step_rows)
+    def __init__(self, layout: Layout, config: EngineConfig, budget_bytes: int, build: Build) -> None:
+        """`budget_bytes`: what it may take. Raises: ModelTooLarge when not one slot fits."""
+        num_slots, num_rows, self.num_bytes = lane_sizes(layout, config, budget_bytes)
+        self.backend = build(layout.shape, num_slots, num_rows, config.weights, config.device, tied=layout.tied)
+        self.scheduler = Scheduler(num_rows=num_rows, max_step_rows=config.max_step_rows, forget=self.backend.forget)
 
     def step(self) -> tuple[list[Output], StepStats | None]:
         """Compute one token for everyone who can take one."""
@@ -118,14 +136,10 @@ class Lane:
     def _retire(self, outputs: list[Output]) -> None:
         for output in outputs:
             if output.is_last:
-                sequence = output.sequence
-                if sequence.kv_row >= 0 and not self.cache.in_place:  # else nothing beyond a length is read
-                    self.cache.clear(sequence.kv_row, sequence.num_tokens)
-                self.scheduler.remove(sequence)
+                self.scheduler.remove(output.sequence)
 
     def _compute(self, chosen: list[tuple[Sequence, Span]]) -> list[Output]:
-        batch = Batch.of([span for _, span in chosen], self.slab.num_slots, self.slab.device)
-        logits = forward(self.slab, self.cache, batch)
+        logits = self.backend.forward([span for _, span in chosen])
         sampling: list[Sequence] = []
         rows: list[int] = []
         row = 0
@@ -158,7 +172,10 @@ def _note_prompt_logprobs(sequence: Sequence, span: Span, logits: Tensor) -> Non
 
 
 class Engine:
-    """Lanes and the thread that steps them. `on_outputs` and `on_step` are called from that thread."""
+    """Lanes and the thread that steps them. `on_outputs` and `on_step` are called from that thread.
+
+    `build`: how to make a backend, where it is not for the device and the weights to decide.
+    """
 
     def __init__(
         self,
@@ -166,8 +183,10 @@ class Engine:
         *,
         on_outputs: Callable[[list[Output]], None],
         on_step: Callable[[StepStats], None] = lambda stats: None,
+        build: Build = build_backend,
     ) -> None:
         self.config = config
+        self._build = build
         self._on_outputs, self._on_step = on_outputs, on_step
         self._lanes: dict[Layout, Lane] = {}
         self._lane_lock = threading.Lock()  # held while a lane is made, which takes long on a device
@@ -183,29 +202,35 @@ class Engine:
         return self._thread.is_alive()
 
     def model_bytes(self, layout: Layout) -> int:
-        """What a model will take in its slot."""
-        return slot_bytes(layout, self.config)
+        """What a model takes of the budget.
+
+        Where lanes are laid out once, a model takes its slot's part of the whole: full lanes then mean a full budget,
+        and so that older models are evicted. Raises: ModelTooLarge.
+        """
+        if self.config.lays_out_lazily:
+            return slot_bytes(layout, self.config)
+        return -(-self.config.budget_bytes // self._lane(layout).backend.num_slots)
 
     def load(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Slot:
         """Copy a model into a free slot. Blocks for the copy; other sequences go on. Any thread.
 
         Raises: ModelTooLarge; Overloaded when all slots of its lane are taken.
         """
-        slab = self._lane(layout).slab
+        backend = self._lane(layout).backend
         try:
-            index = slab.acquire()
+            index = backend.acquire()
         except IndexError as exc:
             raise Overloaded("All places for models of this layout are taken; try again.", retry_after_s=1) from exc
         try:
-            slab.write(index, tensors)
+            backend.write(index, tensors)
         except BaseException:
-            slab.clear(index)
+            backend.clear(index)
             raise
         return Slot(layout, index, self.model_bytes(layout))
 
     def unload(self, slot: Slot) -> None:
         """Free a slot that no running sequence uses. Any thread."""
-        self._lanes[slot.layout].slab.clear(slot.index)
+        self._lanes[slot.layout].backend.clear(slot.index)
 
     def submit(self, slot: Slot, sequences: Iterable[Sequence]) -> None:
         """Start sequences at the next step; their outputs come through `on_outputs`. Any thread."""
@@ -230,14 +255,13 @@ class Engine:
     def _lane(self, layout: Layout) -> Lane:
         with self._lane_lock:
             if layout not in self._lanes:
-                lane = Lane(layout, self.config, self._lane_budget())
+                lane = Lane(layout, self.config, self._lane_budget(), self._build)
                 with self._wake:
                     self._lanes[layout] = lane
             return self._lanes[layout]
 
     def _lane_budget(self) -> int:
-        """On a CPU slots cost memory only while they are used; a device lays each lane out once and for all."""
-        if self.config.device.type == "cpu":
+        if self.config.lays_out_lazily:
             return self.config.budget_bytes
         # The first layout is nearly always the one that matters; what it leaves is for odd ones.
         return (self.config.budget_bytes - sum(lane.num_bytes for lane in self._lanes.values())) * 3 // 4

@@ -33,8 +33,8 @@ class Output:
 class Sequence:
     """Made by the caller, then touched by the engine's thread alone, except for `cancelled`.
 
-    `slot` is where its model's weights are. The draws of (seed, choice) are the same in any
-    batch; the text is too, but where two tokens are so close that rounding, which depends on the batch, decides.
+    `slot` is where its model's weights are, `caller` is who asked for it. The draws of (seed, choice) are the same in
+    any batch; the text is too, but where two tokens are so close that rounding, which depends on the batch, decides.
     """
 
     def __init__(
@@ -48,8 +48,10 @@ class Sequence:
         choice: int = 0,
         top_logprobs: int = 0,
         prompt_logprobs: bool = False,
+        caller: str = "",
     ) -> None:
         self.slot = slot
+        self.caller = caller
         self.prompt_ids = tuple(prompt_ids)
         self.params = params
         self.vocabulary = vocabulary
@@ -68,11 +70,28 @@ class Sequence:
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that are not in the cache yet; 1 while decoding."""
+        return self.num_tokens - self.num_computed
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no token of its own has been chosen yet."""
+        return not self.output_ids
+
     def next_tokens(self, limit: int) -> Seq[int]:
         """Up to `limit` tokens that are not in the cache yet: a chunk of the prompt, or the newest token."""
-        if self.num_computed < len(self.prompt_ids):
-            return self.prompt_ids[self.num_computed : self.num_computed + limit]
-        return self.output_ids[self.num_computed - len(self.prompt_ids) :][:limit]
+        if (start := self.num_computed - len(self.prompt_ids)) >= 0:
+            return self.output_ids[start : start + limit]
+        chunk = self.prompt_ids[self.num_computed : self.num_computed + limit]
+        return (*chunk, *self.output_ids[: limit - len(chunk)])  # outputs: after a `restart`
+
+    def restart(self) -> None:
+        """Its keys and values are lost: all its tokens go through a step again, and the text goes on where it was."""
+        self.num_computed = 0
+        if self.is_new:
+            self.prompt_infos = []
 
     def computed(self, count: int) -> None:
         """`count` more tokens went through a step."""

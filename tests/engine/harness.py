@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from serve.engine.backend import Backend
 from serve.engine.engine import Engine, EngineConfig, Layout, Slot
+from serve.engine.grouped.backend import GroupedBackend
+from serve.engine.selection import build_backend
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabularies, Vocabulary
 from serve.shape import GPT2Shape, canonical_name
@@ -26,6 +31,17 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {canonical: t for name, t in tensors.items() if (canonical := canonical_name(name))}
 
 
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grouped_backend(
+    shape: GPT2Shape, num_slots: int, kv_rows: int, weights: str, device: torch.device, *, tied: bool
+) -> GroupedBackend:
+    """As `build_backend`, but the path of devices, whatever this machine would choose."""
+    return GroupedBackend(shape, num_slots, kv_rows, getattr(torch, weights), device, tied=tied)
+
+
 @dataclass
 class Collected:
     ids: list[int] = field(default_factory=list)
@@ -38,10 +54,17 @@ class Collected:
 class Harness:
     """Tiny models `0 .. n-1` loaded in an engine, and their transformers twins."""
 
-    def __init__(self, folder: Path, num_models: int, config: EngineConfig | None = None, **shape: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_models: int,
+        config: EngineConfig | None = None,
+        build: Callable[..., Backend] = build_backend,
+        **shape: Any,
+    ) -> None:
         self._changed = threading.Condition()
         self.collected: dict[Sequence, Collected] = {}
-        self.engine = Engine(config or EngineConfig(), on_outputs=self._take)
+        self.engine = Engine(config or EngineConfig(), on_outputs=self._take, build=build)
         self.slots: list[Slot] = []
         self.folders = [write_tiny_gpt2(folder / str(i), seed=i, **shape) for i in range(num_models)]
         self.vocabulary: Vocabulary = Vocabularies().load(self.folders[0])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from serve.engine.batch import Batch, Span
+from serve.engine.backend import Backend, Span
 from serve.engine.engine import EngineConfig
-from serve.engine.gpt2 import forward
-from serve.engine.kv_cache import KVCache
+from serve.engine.selection import build_backend
 from serve.engine.sequence import Sequence
-from serve.engine.weights import DeviceSlab, HostSlab, Slab
 from serve.shape import GPT2Shape
 from serve.types import SamplingParams
-from tests.engine.harness import GREEDY, Collected, Harness, read_tensors
+from tests.engine.harness import GREEDY, Collected, Harness, grouped_backend, read_tensors, resident_bytes
 from tests.fakes.models import VOCAB_SIZE, tiny_config, write_tiny_gpt2
 
 NUM_MODELS = 6
 
 
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
-    harness = Harness(tmp_path_factory.mktemp("models"), NUM_MODELS)
+@pytest.fixture(scope="module", params=[build_backend, grouped_backend])
+def harness(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Harness]:
+    """With the backend that serves this machine, and with that of devices."""
+    config = EngineConfig(budget_bytes=16 << 20)
+    harness = Harness(tmp_path_factory.mktemp("models"), NUM_MODELS, config, build=request.param)
     yield harness
     harness.engine.close()
 
@@ -175,65 +174,44 @@ def test_a_freed_slot_is_used_again_by_another_model(tmp_path: Path) -> None:
     harness.engine.close()
 
 
-@pytest.mark.parametrize("kind", ["host", "device"])
+@pytest.mark.parametrize("build", [build_backend, grouped_backend])
 @pytest.mark.parametrize("tie", [True, False])
-def test_logits_of_a_mixed_ragged_step_are_within_1e4_of_transformers(tmp_path: Path, kind: str, tie: bool) -> None:
+def test_logits_of_a_mixed_ragged_step_are_within_1e4_of_transformers(
+    tmp_path: Path, build: Callable[..., Backend], tie: bool
+) -> None:
     shape = GPT2Shape.from_config(tiny_config(tie=tie))
-    slab: Slab
-    if kind == "host":
-        slab = HostSlab(shape, 8, torch.float32, tied=tie)
-    else:
-        slab = DeviceSlab(shape, 8, torch.float32, torch.device("cpu"), tied=tie)
+    backend = build(shape, 8, 16, "float32", torch.device("cpu"), tied=tie)
     models: dict[int, Any] = {}
     for seed in range(5):
         folder = write_tiny_gpt2(tmp_path / str(seed), seed=seed, tie=tie)
-        slot = slab.acquire()
-        slab.write(slot, read_tensors(folder))
+        slot = backend.acquire()
+        backend.write(slot, read_tensors(folder))
         models[slot] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    cache = KVCache(shape, 16, torch.float32, torch.device("cpu"))
-    cache.in_place = kind == "host"
     prompts = random_prompts(10, seed=9)
-    spans = [Span(i // 2, i, 0, prompt, wants_all_logits=True) for i, prompt in enumerate(prompts)]
-    logits = forward(slab, cache, Batch.of(spans, slab.num_slots, slab.device))
-    # A second step on top of the cache: one token for some, three for others.
-    more = [[11], [12, 13, 14]] * 5
-    spans = [Span(i // 2, i, len(p), tail, wants_all_logits=True) for i, (p, tail) in enumerate(zip(prompts, more, strict=True))]  # fmt: skip  # noqa: E501
-    following = forward(slab, cache, Batch.of(spans, slab.num_slots, slab.device))
-    first = second = 0
-    for i, (prompt, tail) in enumerate(zip(prompts, more, strict=True)):
-        with torch.inference_mode():
-            expected = models[i // 2](torch.tensor([prompt + tail])).logits[0]
-        torch.testing.assert_close(logits[first : first + len(prompt)], expected[: len(prompt)], atol=1e-4, rtol=0)
-        torch.testing.assert_close(following[second : second + len(tail)], expected[len(prompt) :], atol=1e-4, rtol=0)
-        first, second = first + len(prompt), second + len(tail)
+    # A second step on top of the cache: one token for some, three for others; a third: one for all.
+    texts: list[list[int]] = [[] for _ in prompts]
+    for tails in (prompts, [[11], [12, 13, 14]] * 5, [[15]] * 10):
+        spans = [
+            Span(i // 2, i, len(text), tail, wants_all_logits=True)
+            for i, (text, tail) in enumerate(zip(texts, tails, strict=True))
+        ]
+        logits = backend.forward(spans)
+        first = 0
+        for i, tail in enumerate(tails):
+            texts[i] = texts[i] + tail
+            with torch.inference_mode():
+                expected = models[i // 2](torch.tensor([texts[i]])).logits[0, -len(tail) :]
+            torch.testing.assert_close(logits[first : first + len(tail)], expected, atol=1e-4, rtol=0)
+            first += len(tail)
+        assert first == len(logits)
 
 
-def test_freeing_a_slot_gives_its_memory_back(tmp_path: Path) -> None:
-    shape = GPT2Shape(vocab_size=20_000, n_positions=64, n_embd=512, n_layer=4, n_head=8, n_inner=2048)
-    tensors = {name: torch.zeros(size) for name, size in shape.tensor_shapes().items()}
-    slab = HostSlab(shape, 8, torch.float32)
+@pytest.mark.parametrize("build", [build_backend, grouped_backend])
+def test_a_cache_costs_no_memory_before_it_is_used(build: Callable[..., Backend]) -> None:
     before = resident_bytes()
-    for _ in range(3):
-        slots = [slab.acquire() for _ in range(4)]
-        for slot in slots:
-            slab.write(slot, tensors)
-        held = resident_bytes() - before
-        for slot in slots:
-            slab.clear(slot)
-    one_model = 4 * shape.num_parameters
-    assert held > 3 * one_model
-    assert resident_bytes() - before < one_model
-
-
-def test_a_cache_costs_no_memory_before_it_is_used() -> None:
-    before = resident_bytes()
-    cache = KVCache(GPT2Shape(50_257, 1024, 768, 12, 12, 3072), 64, torch.float32, torch.device("cpu"))
+    backend = build(GPT2Shape(50_257, 1024, 768, 12, 12, 3072), 1, 64, "float32", torch.device("cpu"), tied=True)
     assert resident_bytes() - before < 64 << 20  # of 4.8 GB
-    del cache
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    del backend
 
 
 def test_a_listener_that_fails_does_not_stop_the_engine(tmp_path: Path) -> None:

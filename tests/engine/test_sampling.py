@@ -68,7 +68,8 @@ def expected_distribution(logits: torch.Tensor, params: SamplingParams) -> torch
     ],
     ids=str,
 )
-def test_draws_follow_transformers_distribution(params: SamplingParams) -> None:
+@pytest.mark.parametrize("way", ["torch", "as served"])  # on a CPU plain rows are served by the compiled library
+def test_draws_follow_transformers_distribution(params: SamplingParams, way: str) -> None:
     """A chi-square test over 20,000 draws; with fixed seeds it cannot flake, and a wrong filter fails it at once
     (any draw outside the allowed set fails, and the threshold is the 1 - 1e-6 quantile of the statistic)."""
     draws = 20_000
@@ -77,7 +78,13 @@ def test_draws_follow_transformers_distribution(params: SamplingParams) -> None:
     counts = torch.zeros(VOCAB)
     for start in range(0, draws, 2000):
         rows = [row(params, position=i) for i in range(start, start + 2000)]
-        counts += torch.bincount(choose(logits.expand(2000, -1), rows), minlength=VOCAB)
+        many = logits.expand(2000, -1)
+        served = (token.token_id for token in sample(many, rows))
+        chosen = (
+            choose(many, rows) if way == "torch" else torch.tensor([token for token in served if token is not None])
+        )
+        assert len(chosen) == 2000
+        counts += torch.bincount(chosen, minlength=VOCAB)
     assert counts[expected == 0].sum() == 0
     big = expected * draws >= 5
     observed = torch.cat([counts[big], counts[~big].sum()[None]])

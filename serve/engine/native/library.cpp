@@ -1,0 +1,70 @@
+// What Python calls, by ctypes. Handles are pointers; nothing here throws for any input that backend.py can give.
+
+#include <sys/mman.h>
+
+#include "draw.hpp"
+#include "pack.hpp"
+#include "step.hpp"
+#include "vectors.hpp"
+
+using namespace rookery;
+
+extern "C" {
+
+// Whether this processor has the instructions that a format needs.
+int32_t rookery_supports(int32_t format) {
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl")) {
+    return 0;
+  }
+  if (Format(format) == Format::kBFloat16) return __builtin_cpu_supports("avx512bf16") != 0;
+  if (Format(format) == Format::kInt8) return __builtin_cpu_supports("avx512vnni") != 0;
+  return 1;
+}
+
+Team* rookery_team_new(int32_t size) { return new Team(size); }
+
+Layout* rookery_layout_new(const Shape* shape, int32_t format) { return new Layout(*shape, Format(format)); }
+void rookery_layout_free(Layout* layout) { delete layout; }
+uint64_t rookery_layout_bytes(const Layout* layout) { return layout->bytes; }
+
+void rookery_pack(const Layout* layout, char* slot, const Source* sources, int32_t num_threads) {
+  pack(*layout, slot, sources, num_threads);
+}
+
+Runner* rookery_runner_new(const Shape* shape, int32_t format, void* keys, void* values, int32_t num_kv_rows) {
+  return make_runner(*shape, Format(format), keys, values, num_kv_rows).release();
+}
+void rookery_runner_free(Runner* runner) { delete runner; }
+void rookery_step(Runner* runner, Team* team, const Step* step) { runner->run(*team, *step); }
+
+void rookery_draw(Team* team, Draw* rows, int32_t num_rows, int32_t vocab_size, int32_t num_attempts) {
+  draw(*team, rows, num_rows, vocab_size, num_attempts);
+}
+
+// Give every page of fresh memory its frame now, rather than one at a time under the first copy.
+void rookery_populate(char* data, uint64_t size) {
+#ifdef MADV_POPULATE_WRITE
+  if (madvise(data, size, MADV_POPULATE_WRITE) == 0) return;
+#endif
+  for (uint64_t i = 0; i < size; i += 4096) static_cast<volatile char*>(data)[i] = 0;
+}
+
+// Read `size` bytes with the whole team and do nothing else: what memory can give. Returns their sum.
+uint64_t rookery_read(Team* team, const char* data, uint64_t size) {
+  std::atomic<uint64_t> total{0};
+  team->run([&](int id) {
+    const uint64_t share = size / team->size() / 256 * 256;
+    const char* at = data + id * share;
+    __m512i sums[4] = {};
+    for (uint64_t i = 0; i < share; i += 256) {
+      for (int part = 0; part < 4; ++part) {
+        sums[part] = _mm512_add_epi64(sums[part], _mm512_loadu_si512(at + i + part * 64));
+      }
+    }
+    for (const __m512i& sum : sums) total += uint64_t(_mm512_reduce_add_epi64(sum));
+  });
+  return total;
+}
+
+}  // extern "C"
