@@ -68,7 +68,7 @@ def compare(folder: Path, texts: Sequence[Sequence[int]]) -> dict[str, dict[str,
 def texts_of(folder: Path, archives: Sequence[Path]) -> list[list[int]]:
     """The archives' cleaned posts as ids, each between two ends of text, within the model's context."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    end: int = tokenizer.token_to_id("<|endoftext|>")
+    end = int(tokenizer.token_to_id("<|endoftext|>") or 0)
     room = json.loads((folder / "config.json").read_text())["n_positions"]
     posts = [text for archive in archives for text in clean(read_archive(archive)).kept]
     return [[end, *tokenizer.encode(post).ids, end][:room] for post in posts]

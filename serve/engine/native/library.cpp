@@ -4,6 +4,7 @@
 
 #include "draw.hpp"
 #include "pack.hpp"
+#include "panels.hpp"
 #include "step.hpp"
 #include "vectors.hpp"
 
@@ -52,16 +53,21 @@ void rookery_populate(char* data, uint64_t size) {
 
 // Read `size` bytes with the whole team and do nothing else: what memory can give. Returns their sum.
 uint64_t rookery_read(Team* team, const char* data, uint64_t size) {
+  constexpr uint64_t kPiece = 1 << 20;
   std::atomic<uint64_t> total{0};
-  team->run([&](int id) {
-    const uint64_t share = size / team->size() / 256 * 256;
-    const char* at = data + id * share;
+  Phase phase;
+  team->run([&](int) {
     __m512i sums[4] = {};
-    for (uint64_t i = 0; i < share; i += 256) {
-      for (int part = 0; part < 4; ++part) {
-        sums[part] = _mm512_add_epi64(sums[part], _mm512_loadu_si512(at + i + part * 64));
+    phase.share(int(size / kPiece), [&](int part) {
+      const char* at = data + part * kPiece;
+      for (uint64_t i = 0; i < kPiece; i += 256) {
+        _mm_prefetch(at + i + kAhead, _MM_HINT_T0), _mm_prefetch(at + i + kAhead + 64, _MM_HINT_T0);
+        _mm_prefetch(at + i + kAhead + 128, _MM_HINT_T0), _mm_prefetch(at + i + kAhead + 192, _MM_HINT_T0);
+        for (int lane = 0; lane < 4; ++lane) {
+          sums[lane] = _mm512_add_epi64(sums[lane], _mm512_loadu_si512(at + i + lane * 64));
+        }
       }
-    }
+    });
     for (const __m512i& sum : sums) total += uint64_t(_mm512_reduce_add_epi64(sum));
   });
   return total;

@@ -24,7 +24,7 @@ struct Shape {  // mirrored in backend.py
   float epsilon;
 };
 
-inline int inputs_per_group(Format format) {
+constexpr int inputs_per_group(Format format) {
   return format == Format::kFloat32 ? 1 : format == Format::kBFloat16 ? 2 : 4;
 }
 

@@ -15,6 +15,7 @@ namespace rookery {
 namespace {
 
 constexpr int kPiece = 48;        // panels that one thread takes at a time: about 2 MB of a small GPT-2
+constexpr int kAhead = 128;       // elements of a row to fetch before they are wanted: hardware alone is late here
 constexpr int kLanes = 16;        // 4-byte lanes of a vector, each one output
 constexpr int kGroupsAtOnce = 8;  // reads run along the rows of so many groups; each panel gets a piece worth a write
 
@@ -72,55 +73,62 @@ void transpose(__m512i* rows) {
   }
 }
 
+template <Format kFormat>
 class Packer {
  public:
-  Packer(const Layout& layout, char* slot) : format_(layout.format), slot_(slot) {}
+  explicit Packer(char* slot) : slot_(slot) {}
 
   // Panels [begin, end) of a block's matrix, [in, out].
   template <class T>
-  void conv1d(const Matrix& m, const T* data, int begin, int end) {
-    const auto input = [&m, data](int index, int output) {
-      return index < m.in ? load(data + size_t(index) * m.out + output, first(m.out - output)) : _mm512_setzero_ps();
+  void conv1d(const Matrix m, const T* data, int begin, int end) {
+    const auto ahead = [m, data](int index, int output) {
+      _mm_prefetch(data + size_t(index) * m.out + output, _MM_HINT_T0);
     };
-    if (format_ == Format::kFloat32) {
-      stream(m, begin, end, [&](int k, int output) { return _mm512_castps_si512(input(k, output)); });
-    } else if (format_ == Format::kInt8) {
-      constexpr int kStrip = 4;  // panels whose inputs stay in the cache between the two passes
-      for (; begin < end; begin += kStrip) conv1d_int8<kStrip>(m, begin, std::min(end, begin + kStrip), input);
+    const auto input = [m, data](int index, int output, __mmask16 mask) {
+      return index < m.in ? load(data + size_t(index) * m.out + output, mask) : _mm512_setzero_ps();
+    };
+    if constexpr (kFormat == Format::kFloat32) {
+      stream(m, begin, end, [&](int k, int output, __mmask16 mask) {
+        return _mm512_castps_si512(input(k, output, mask));
+      });
+    } else if constexpr (kFormat == Format::kInt8) {
+      conv1d_int8(m, begin, end, input, ahead);
     } else if constexpr (std::is_same_v<T, uint16_t>) {
       interleave(m, data, begin, end);
     } else {
-      stream(m, begin, end, [&](int k, int output) {
-        return bf16_group([&](int i) { return input(2 * k + i, output); });
+      stream(m, begin, end, [&](int k, int output, __mmask16 mask) {
+        return bf16_group([&](int i) { return input(2 * k + i, output, mask); });
       });
     }
   }
 
   // Panels [begin, end) of a matrix of the vocabulary, [out, in].
   template <class T>
-  void linear(const Matrix& m, const T* data, int begin, int end) {
-    const int step = inputs_per_group(format_);
+  void linear(const Matrix m, const T* data, int begin, int end) {
+    constexpr int kStep = inputs_per_group(kFormat);
     for (int panel = begin; panel < end; ++panel) {
+      char* out = slot_ + m.data + panel * m.panel_bytes();
+      alignas(64) float inverse[kPanel] = {};
       __m512i sums[2] = {};
-      for (int half = 0; half < 2; ++half) {
-        alignas(64) float inverse[kLanes] = {};
-        const int from = panel * kPanel + half * kLanes;
-        if (format_ == Format::kInt8) scale_outputs(m, data, from, inverse);
-        for (int k = 0; k < m.groups; k += kLanes) {
-          __m512i lanes[kLanes];
-          for (int lane = 0; lane < kLanes; ++lane) {
-            const int output = from + lane;
-            lanes[lane] = output < m.out ? groups(data + size_t(output) * m.in + k * step, m.in - k * step, inverse[lane])
-                                         : _mm512_setzero_si512();
-          }
-          transpose(lanes);
-          for (int i = 0; i < kLanes && k + i < m.groups; ++i) {
-            put(m, panel, k + i, half, lanes[i]);
-            if (format_ == Format::kInt8) sums[half] = _mm512_dpbusd_epi32(sums[half], _mm512_set1_epi8(1), lanes[i]);
+      if constexpr (kFormat == Format::kInt8) scale_outputs(m, data, panel * kPanel, inverse);
+      for (int k = 0; k < m.groups; k += kLanes) {
+        __m512i lanes[kPanel];
+        for (int lane = 0; lane < kPanel; ++lane) {
+          const int output = panel * kPanel + lane;
+          _mm_prefetch(data + size_t(output + kPanel) * m.in + k * kStep, _MM_HINT_T1);
+          lanes[lane] = output < m.out ? groups(data + size_t(output) * m.in + k * kStep, m.in - k * kStep, inverse[lane])
+                                       : _mm512_setzero_si512();
+        }
+        transpose(lanes), transpose(lanes + kLanes);
+        for (int i = 0; i < kLanes && k + i < m.groups; ++i, out += kGroupBytes) {
+          put(out, lanes[i]), put(out + 64, lanes[kLanes + i]);
+          if constexpr (kFormat == Format::kInt8) {
+            sums[0] = _mm512_dpbusd_epi32(sums[0], _mm512_set1_epi8(1), lanes[i]);
+            sums[1] = _mm512_dpbusd_epi32(sums[1], _mm512_set1_epi8(1), lanes[kLanes + i]);
           }
         }
       }
-      if (format_ == Format::kInt8) keep_sums(m, panel, sums);
+      if constexpr (kFormat == Format::kInt8) keep_sums(m, panel, sums);
     }
   }
 
@@ -140,55 +148,65 @@ class Packer {
   }
 
  private:
-  void put(const Matrix& m, int panel, int k, int half, __m512i lanes) {
-    char* out = slot_ + m.data + panel * m.panel_bytes() + size_t(k) * kGroupBytes + half * 64;
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), lanes);
-  }
+  static void put(char* at, __m512i lanes) { _mm512_stream_si512(reinterpret_cast<__m512i*>(at), lanes); }
 
   void keep_sums(const Matrix& m, int panel, const __m512i* sums) {
     int32_t* out = reinterpret_cast<int32_t*>(slot_ + m.sums) + panel * kPanel;
     _mm512_store_si512(out, sums[0]), _mm512_store_si512(out + kLanes, sums[1]);
   }
 
+  // NOTE: matrices come by value: a field read from memory after each streaming store would wait for the store.
   template <class Group>
-  void stream(const Matrix& m, int begin, int end, Group&& group) {
+  void stream(const Matrix m, int begin, int end, Group&& group) {
     for (int from = 0; from < m.groups; from += kGroupsAtOnce) {
+      const int to = std::min(m.groups, from + kGroupsAtOnce);
       for (int panel = begin; panel < end; ++panel) {
-        for (int k = from; k < std::min(m.groups, from + kGroupsAtOnce); ++k) {
-          for (int half = 0; half < 2; ++half) put(m, panel, k, half, group(k, panel * kPanel + half * kLanes));
+        char* out = slot_ + m.data + panel * m.panel_bytes() + size_t(from) * kGroupBytes;
+        const int output = panel * kPanel;
+        const __mmask16 masks[] = {first(m.out - output), first(m.out - output - kLanes)};
+        for (int k = from; k < to; ++k, out += kGroupBytes) {
+          const __m512i left = group(k, output, masks[0]), right = group(k, output + kLanes, masks[1]);
+          put(out, left), put(out + 64, right);
         }
       }
     }
   }
 
   // bf16 to bf16: two rows, zipped.
-  void interleave(const Matrix& m, const uint16_t* data, int begin, int end) {
+  void interleave(const Matrix m, const uint16_t* data, int begin, int end) {
     alignas(64) uint16_t order[2][32];
     for (int i = 0; i < 32; ++i) order[0][i] = i / 2 + i % 2 * 32, order[1][i] = 16 + i / 2 + i % 2 * 32;
     const __m512i left = _mm512_load_si512(order[0]), right = _mm512_load_si512(order[1]);
     for (int from = 0; from < m.groups; from += kGroupsAtOnce) {
+      const int to = std::min(m.groups, from + kGroupsAtOnce);
       for (int panel = begin; panel < end; ++panel) {
         const int here = std::min(kPanel, m.out - panel * kPanel);
         const __mmask32 mask = here == kPanel ? ~0u : (1u << here) - 1;
-        for (int k = from; k < std::min(m.groups, from + kGroupsAtOnce); ++k) {
-          const uint16_t* row = data + size_t(2 * k) * m.out + panel * kPanel;
+        char* out = slot_ + m.data + panel * m.panel_bytes() + size_t(from) * kGroupBytes;
+        const uint16_t* row = data + size_t(2 * from) * m.out + panel * kPanel;
+        for (int k = from; k < to; ++k, out += kGroupBytes, row += 2 * m.out) {
+          _mm_prefetch(row + kAhead, _MM_HINT_T0), _mm_prefetch(row + m.out + kAhead, _MM_HINT_T0);
           const __m512i even = _mm512_maskz_loadu_epi16(mask, row);
           const __m512i odd = _mm512_maskz_loadu_epi16(2 * k + 1 < m.in ? mask : 0, row + m.out);
-          put(m, panel, k, 0, _mm512_permutex2var_epi16(even, left, odd));
-          put(m, panel, k, 1, _mm512_permutex2var_epi16(even, right, odd));
+          put(out, _mm512_permutex2var_epi16(even, left, odd)), put(out + 64, _mm512_permutex2var_epi16(even, right, odd));
         }
       }
     }
   }
 
-  template <int kStrip, class Input>
-  void conv1d_int8(const Matrix& m, int begin, int end, Input&& input) {
+  // Two passes: the largest of each output, then the rounded weights, whose inputs are still in a cache by then.
+  template <class Input, class Ahead>
+  void conv1d_int8(const Matrix m, int begin, int end, Input&& input, Ahead&& ahead) {
     const int vectors = (end - begin) * 2;
-    __m512i largest[kStrip * 2] = {}, sums[kStrip * 2] = {};
-    __m512 inverse[kStrip * 2];
+    __m512i largest[kPiece * 2] = {}, sums[kPiece * 2] = {};
+    __m512 inverse[kPiece * 2];
+    __mmask16 masks[kPiece * 2];
+    for (int v = 0; v < vectors; ++v) masks[v] = first(m.out - begin * kPanel - v * kLanes);
     for (int index = 0; index < m.in; ++index) {
       for (int v = 0; v < vectors; ++v) {
-        largest[v] = _mm512_max_epi32(largest[v], size_bits(input(index, begin * kPanel + v * kLanes)));
+        const int output = begin * kPanel + v * kLanes;
+        ahead(index + 2, output);
+        largest[v] = _mm512_max_epi32(largest[v], size_bits(input(index, output, masks[v])));
       }
     }
     float* scales = reinterpret_cast<float*>(slot_ + m.scales) + begin * kPanel;
@@ -197,39 +215,54 @@ class Packer {
       inverse[v] = inverse_of(bound);
       _mm512_store_ps(scales + v * kLanes, _mm512_mul_ps(bound, _mm512_set1_ps(1.0f / 127)));
     }
-    stream(m, begin, end, [&](int k, int output) {
-      const int v = (output - begin * kPanel) / kLanes;
-      const __m512i lanes = int8_group([&](int i) { return input(4 * k + i, output); }, inverse[v]);
-      sums[v] = _mm512_dpbusd_epi32(sums[v], _mm512_set1_epi8(1), lanes);
-      return lanes;
-    });
+    for (int from = 0; from < m.groups; from += kGroupsAtOnce) {
+      const int to = std::min(m.groups, from + kGroupsAtOnce);
+      for (int panel = begin; panel < end; ++panel) {
+        char* out = slot_ + m.data + panel * m.panel_bytes() + size_t(from) * kGroupBytes;
+        for (int half = 0; half < 2; ++half, out += 64) {
+          const int output = panel * kPanel + half * kLanes, v = (panel - begin) * 2 + half;
+          const __m512 by = inverse[v];
+          const __mmask16 mask = masks[v];
+          __m512i sum = sums[v], lanes[kGroupsAtOnce];
+          for (int k = from; k < to; ++k) {
+            lanes[k - from] = int8_group([&](int i) { return input(4 * k + i, output, mask); }, by);
+            sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), lanes[k - from]);
+          }
+          sums[v] = sum;
+          for (int k = from; k < to; ++k) put(out + size_t(k - from) * kGroupBytes, lanes[k - from]);
+        }
+      }
+    }
     for (int panel = begin; panel < end; ++panel) keep_sums(m, panel, sums + (panel - begin) * 2);
   }
 
-  // Of [out, in]: the scales of sixteen outputs, and 127 / their largest weight.
+  // Of [out, in]: the scales of a panel's outputs, and 127 / their largest weights.
   template <class T>
-  void scale_outputs(const Matrix& m, const T* data, int from, float* inverse) {
-    alignas(64) int32_t bounds[kLanes] = {};
-    for (int lane = 0; lane < kLanes && from + lane < m.out; ++lane) {
+  void scale_outputs(const Matrix m, const T* data, int from, float* inverse) {
+    alignas(64) int32_t bounds[kPanel] = {};
+    for (int lane = 0; lane < kPanel && from + lane < m.out; ++lane) {
       const T* row = data + size_t(from + lane) * m.in;
       __m512i largest = _mm512_setzero_si512();
       for (int i = 0; i < m.in; i += kLanes) {
+        _mm_prefetch(row + m.in + i, _MM_HINT_T0);
         largest = _mm512_max_epi32(largest, size_bits(load(row + i, first(m.in - i))));
       }
       bounds[lane] = _mm512_reduce_max_epi32(largest);
     }
-    const __m512 bound = _mm512_castsi512_ps(_mm512_load_si512(bounds));
-    _mm512_store_ps(inverse, inverse_of(bound));
     float* scales = reinterpret_cast<float*>(slot_ + m.scales) + from;
-    _mm512_store_ps(scales, _mm512_mul_ps(bound, _mm512_set1_ps(1.0f / 127)));
+    for (int i = 0; i < kPanel; i += kLanes) {
+      const __m512 bound = _mm512_castsi512_ps(_mm512_load_si512(bounds + i));
+      _mm512_store_ps(inverse + i, inverse_of(bound));
+      _mm512_store_ps(scales + i, _mm512_mul_ps(bound, _mm512_set1_ps(1.0f / 127)));
+    }
   }
 
   // Sixteen groups of inputs of one output, of which `left` inputs exist, as 64 bytes.
   template <class T>
   __m512i groups(const T* row, int left, float inverse) const {
     const auto part = [&](int i) { return load(row + i, first(left - i)); };
-    if (format_ == Format::kFloat32) return _mm512_castps_si512(part(0));
-    if (format_ == Format::kInt8) {
+    if constexpr (kFormat == Format::kFloat32) return _mm512_castps_si512(part(0));
+    if constexpr (kFormat == Format::kInt8) {
       alignas(64) int8_t bytes[64];
       for (int i = 0; i < 64; i += kLanes) {
         const __m512i lanes = quantised(part(i), _mm512_set1_ps(inverse));
@@ -241,7 +274,6 @@ class Packer {
     return _mm512_inserti64x4(_mm512_castsi256_si512(to_bf16(part(0))), to_bf16(part(16)), 1);
   }
 
-  const Format format_;
   char* const slot_;
 };
 
@@ -255,10 +287,9 @@ void typed(Source source, Work&& work) {
   }
 }
 
-}  // namespace
-
-void pack(const Layout& layout, char* slot, const Source* sources, int num_threads) {
-  Packer packer(layout, slot);
+template <Format kFormat>
+void pack_as(const Layout& layout, char* slot, const Source* sources, int num_threads) {
+  Packer<kFormat> packer(slot);
   std::vector<std::function<void()>> pieces;
   const auto floats = [&](size_t at, size_t count) {
     pieces.push_back([&packer, at, count, source = *sources++] {
@@ -303,6 +334,16 @@ void pack(const Layout& layout, char* slot, const Source* sources, int num_threa
   for (int i = 1; i < num_threads; ++i) helpers.emplace_back(work);
   work();
   for (auto& helper : helpers) helper.join();
+}
+
+}  // namespace
+
+void pack(const Layout& layout, char* slot, const Source* sources, int num_threads) {
+  switch (layout.format) {
+    case Format::kFloat32: return pack_as<Format::kFloat32>(layout, slot, sources, num_threads);
+    case Format::kBFloat16: return pack_as<Format::kBFloat16>(layout, slot, sources, num_threads);
+    default: return pack_as<Format::kInt8>(layout, slot, sources, num_threads);
+  }
 }
 
 }  // namespace rookery
