@@ -7,8 +7,8 @@ INSTALLED := .venv/.installed
 
 install: $(INSTALLED)
 
-# Renewed when the pinned versions change.
-$(INSTALLED): pyproject.toml
+# Renewed when the pinned versions change, or what is compiled.
+$(INSTALLED): pyproject.toml $(wildcard serve/engine/native/*.[ch]pp)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "Python 3.11 or 3.12 is needed; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@echo "Installing into .venv; the first time this takes some minutes."
@@ -44,5 +44,5 @@ bench-gpu: $(INSTALLED)
 
 # Not .rookery: bots and jobs live there.
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info serve/engine/native/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import torch
 
 from serve.engine.engine import EngineConfig
-from serve.engine.selection import check_weights
+from serve.engine.selection import check_weights, is_native
 from serve.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -23,6 +26,8 @@ def engine_config(settings: Settings) -> EngineConfig:
     if weights == "auto":
         weights = "bfloat16" if multiplies_bfloat16(device) else "float32"
     check_weights(weights, device)
+    if not use_cuda and not is_native(weights, device):
+        logger.warning("slow_cpu_engine weights=%s reason='no AVX-512, or the library was not compiled'", weights)
     return EngineConfig(
         device=device,
         weights=weights,

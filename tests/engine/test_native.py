@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,7 +22,9 @@ from serve.shape import GPT2Shape, canonical_name
 from serve.store.opening import EMBEDDED
 from tests.engine.harness import resident_bytes
 
-pytestmark = pytest.mark.skipif(not is_supported("float32"), reason="the library is not built, or there is no AVX-512")
+HAS_AVX512 = "avx512bw" in Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else False
+IS_DUE = HAS_AVX512 and shutil.which("c++") is not None
+pytestmark = pytest.mark.skipif(not (is_supported("float32") or IS_DUE), reason="no AVX-512, or no C++ compiler")
 
 FORMATS = [weights for weights in ("float32", "bfloat16", "int8") if is_supported(weights)]
 # What rounding may do to a logit of a model whose logits have a deviation of about 1.
@@ -60,6 +63,10 @@ def reference(made: GPT2LMHeadModel, dtype: torch.dtype, ids: list[int]) -> torc
     rounded.load_state_dict(state)
     logits: torch.Tensor = rounded(torch.tensor([ids])).logits[0]
     return logits
+
+
+def test_the_library_is_there_where_it_can_be_built() -> None:
+    assert is_supported("float32"), "pip's output (make install) says why the extension was not compiled"
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16], ids=str)

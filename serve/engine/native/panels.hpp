@@ -7,7 +7,9 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "model.hpp"
 #include "vectors.hpp"
@@ -179,30 +181,24 @@ struct Int8 {
   }
 };
 
-// Multiply any number of rows by one panel; take(row, sums) gets each row's 32 results.
+template <class Kind>
+using Multiply = void (*)(const char* slot, const Matrix& m, int panel, Rows x, float (*out)[kPanel]);
+
+template <class Kind, int... kCounts>
+constexpr std::array<Multiply<Kind>, sizeof...(kCounts)> kernels(std::integer_sequence<int, kCounts...>) {
+  return {&Kind::template multiply<kCounts + 1>...};  // of 1 row, 2 rows, ...
+}
+
+// Multiply rows [begin, end) by one panel, in even parts; take(row, sums) gets each row's 32 results.
 template <class Kind, class Take>
 void multiply_panel(const char* slot, const Matrix& m, int panel, Rows x, int begin, int end, Take&& take) {
-  alignas(64) float out[8][kPanel];
-  for (int row = begin; row < end;) {
-    const Rows from{x.row(row), x.stride};
-    const int count = std::min(end - row, Kind::kMaxRows);
-    switch (count) {
-      case 1: Kind::template multiply<1>(slot, m, panel, from, out); break;
-      case 2: Kind::template multiply<2>(slot, m, panel, from, out); break;
-      case 3: Kind::template multiply<3>(slot, m, panel, from, out); break;
-      case 4: Kind::template multiply<4>(slot, m, panel, from, out); break;
-      default:
-        if constexpr (Kind::kMaxRows > 4) {
-          switch (count) {
-            case 5: Kind::template multiply<5>(slot, m, panel, from, out); break;
-            case 6: Kind::template multiply<6>(slot, m, panel, from, out); break;
-            case 7: Kind::template multiply<7>(slot, m, panel, from, out); break;
-            default: Kind::template multiply<8>(slot, m, panel, from, out);
-          }
-        }
-    }
-    for (int i = 0; i < count; ++i) take(row + i, out[i]);
-    row += count;
+  static constexpr auto kKernels = kernels<Kind>(std::make_integer_sequence<int, Kind::kMaxRows>());
+  alignas(64) float out[Kind::kMaxRows][kPanel];
+  for (int parts = (end - begin + Kind::kMaxRows - 1) / Kind::kMaxRows; begin < end; --parts) {
+    const int count = (end - begin + parts - 1) / parts;
+    kKernels[count - 1](slot, m, panel, {x.row(begin), x.stride}, out);
+    for (int i = 0; i < count; ++i) take(begin + i, out[i]);
+    begin += count;
   }
 }
 

@@ -37,6 +37,8 @@ class Buffer {
   size_t size_ = 0;
 };
 
+constexpr int kKeysAhead = 16;  // to fetch before they are wanted, as `kAhead` for weights
+
 template <class Kind>
 class RunnerOf final : public Runner {
   using Cache = typename Kind::Cache;
@@ -62,7 +64,7 @@ class RunnerOf final : public Runner {
     unrounded_ = reinterpret_cast<float*>(buffers_[2].get(rows * wide_ * sizeof(float)));
     narrow_rows_ = {buffers_[3].get(rows * Kind::stride(s.n_embd)), Kind::stride(s.n_embd)};
     wide_rows_ = {buffers_[4].get(rows * Kind::stride(s.n_inner)), Kind::stride(s.n_inner)};
-    scores_stride_ = (s.n_positions + 15) / 16 * 16;
+    scores_stride_ = (s.n_positions + 15) / 16 * 16;  // a multiple of four at least
     scores_ = reinterpret_cast<float*>(buffers_[5].get(team.size() * scores_stride_ * sizeof(float)));
     for (auto& phase : phases_) phase.reset();
     team.run([this](int id) { member(id); });
@@ -248,13 +250,19 @@ class RunnerOf final : public Runner {
 
   // scores[j] = e^(query . key j - the largest); their sum.
   float weigh(const float* query, const Cache* keys, int length, float* scores) const {
-    for (int j = 0; j < length; ++j, keys += head_dim_) {
-      __m512 sum = _mm512_setzero_ps();
+    for (int j = 0; j < length; j += 4) {
+      const int count = std::min(4, length - j);
+      __m512 sums[4] = {};
+      for (int i = 0; i < 4 * head_dim_; i += 64 / int(sizeof(Cache))) {
+        _mm_prefetch(keys + kKeysAhead * head_dim_ + i, _MM_HINT_T0);
+      }
       for (int i = 0; i < head_dim_; i += 16) {
         const __mmask16 mask = first(head_dim_ - i);
-        sum = _mm512_fmadd_ps(load(query + i, mask), load(keys + i, mask), sum);
+        const __m512 part = load(query + i, mask);
+        for (int k = 0; k < count; ++k) sums[k] = _mm512_fmadd_ps(part, load(keys + k * head_dim_ + i, mask), sums[k]);
       }
-      scores[j] = _mm512_reduce_add_ps(sum);
+      _mm_storeu_ps(scores + j, sums_of(sums));
+      keys += 4 * head_dim_;
     }
     __m512 largest = _mm512_set1_ps(scores[0]), total = _mm512_setzero_ps();
     for (int j = 0; j < length; j += 16) {
@@ -276,6 +284,8 @@ class RunnerOf final : public Runner {
       __m512 sums[4] = {};
       const Cache* value = values + i;
       for (int j = 0; j < length; ++j, value += head_dim_) {
+        _mm_prefetch(value + kKeysAhead * head_dim_, _MM_HINT_T0);
+        _mm_prefetch(value + kKeysAhead * head_dim_ + 32, _MM_HINT_T0);
         const __m512 weight = _mm512_set1_ps(weights[j]);
         for (int part = 0; part < 4; ++part) {
           const __m512 lanes = load(value + part * 16, first(head_dim_ - i - part * 16));

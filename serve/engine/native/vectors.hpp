@@ -35,6 +35,14 @@ inline __m256i to_bf16(__m512 x) {
 inline void store(float* data, __m512 x, __mmask16 mask) { _mm512_mask_storeu_ps(data, mask, x); }
 inline void store(uint16_t* data, __m512 x, __mmask16 mask) { _mm256_mask_storeu_epi16(data, mask, to_bf16(x)); }
 
+// The sums of four vectors, which cost little more together than that of one.
+inline __m128 sums_of(const __m512* four) {
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(four[i]), _mm512_extractf32x8_ps(four[i], 1));
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
 // e^x to about 1 ulp. Source: Cody and Waite's reduction, x = n ln 2 + r, and the Taylor polynomial of e^r to r^6.
 inline __m512 exp(__m512 x) {
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
