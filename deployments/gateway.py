@@ -26,6 +26,7 @@ from ray.serve.handle import DeploymentHandle
 
 from deployments.parts import open_jobs, read_settings, run_options
 from deployments.replay import Transcript
+from deployments.wire import unpack
 from serve.api.app import build_api
 from serve.errors import Overloaded, RookeryError, StoreUnavailable
 from serve.metrics import Metrics
@@ -55,8 +56,8 @@ class HandleGenerator:
             response = self._generate.remote(request)
             is_over = False
             try:
-                async for deltas in response:
-                    if fresh := transcript.news(deltas):
+                async for packed in response:
+                    if fresh := transcript.news(unpack(packed)):
                         yield fresh
                 is_over = True
                 return

@@ -8,8 +8,10 @@ from dataclasses import replace
 from ray import serve
 
 from deployments.parts import read_settings
+from deployments.router import SEAT
+from deployments.wire import PackedDelta, pack
 from serve.generator import LocalGenerator
-from serve.types import Delta, GenerationRequest, Resident
+from serve.types import GenerationRequest, Resident
 
 
 class Generator:
@@ -19,9 +21,13 @@ class Generator:
         self._replica: str = serve.get_replica_context().replica_id.unique_id
         self._generator = LocalGenerator(read_settings(overrides))  # Ray calls constructors inside the event loop
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[list[PackedDelta]]:
         async for deltas in self._generator.generate(request):
-            yield deltas
+            yield pack(deltas)
+
+    def record_replica_metadata(self) -> dict[str, int]:
+        """Ray asks once, when the replica has started; its routers see the answer."""
+        return {SEAT: serve.get_replica_context().rank.rank}
 
     async def residents(self) -> list[Resident]:
         return [replace(resident, replica=self._replica) for resident in await self._generator.residents()]

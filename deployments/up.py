@@ -15,13 +15,14 @@ import io
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped]
 
+from deployments import haproxy
 from serve.settings import BadSetting, Settings
 
 HOST = "127.0.0.1"
@@ -37,10 +39,10 @@ _POLL_S = 0.1
 _STOP_GRACE_S = 5.0  # for what is left after Ray's own shutdown
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# Ray's switches; what the caller has set already wins. A token between deployments by gRPC costs a fifth of what it
-# costs by Ray's object store, and one loop instead of three threads halves the rest: one token in 3.6 ms with HAProxy,
-# in 8.4 ms without, in 13.4 ms with none of these (2 busy cores, November 2026). HAProxy is not the default because it
-# opens the replicas' ports on all interfaces; RAY_SERVE_ENABLE_HA_PROXY=1 chooses it, and starts as fast.
+# Ray's switches; what the caller has set already wins, RAY_SERVE_ENABLE_HA_PROXY=0 among them. A token between
+# deployments by gRPC costs a fifth of what it costs by Ray's object store, and one loop instead of three threads halves
+# the rest: one token in 3.6 ms with HAProxy, in 8.4 ms without, in 13.4 ms with none of these (2 busy cores, November
+# 2026).
 _RAY_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -50,7 +52,14 @@ _RAY_ENV = {
     "RAY_worker_niceness": "0",  # Ray's own 15 would put generators behind everything, training included
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is back after 6 s, not 30
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # HAProxy's wait for other nodes: here there is one
+    # An idle service takes 5 % of a core, not 9 %: the controller looks twice a second, not ten times, and Ray's own
+    # metrics, which nothing here would read, are not gathered.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    "RAY_enable_metrics_collection": "0",
 }
+# Two lines for each request, where nobody reads them, cost 32 streams of 60 tokens 5 % of their tokens a second. They
+# are in the files under /tmp while the service runs, a thousand at a time, and at once from the first error on.
+_QUIET_ENV = {"RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000"}
 
 
 def main(
@@ -60,17 +69,21 @@ def main(
     _check_port(port)
     if not settings.threads:
         settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // num_generators))
-    _set_environment(settings)
+    scratch = Path(f"/tmp/rookery-{secrets.token_hex(4)}")
+    binary = haproxy.find_haproxy()
+    _set_environment(settings, (haproxy.switches(scratch) if binary else {}) | ({} if verbose else _QUIET_ENV))
     import ray.serve  # noqa: F401  # before signals are caught: an import that one cuts off cannot be repeated
 
     say = partial(print, file=sys.stdout, flush=True)
     with (
         contextlib.redirect_stdout(sys.stderr),  # Ray's remarks; stdout is for the one line that callers wait for
-        tempfile.TemporaryDirectory(prefix="rookery-", dir="/tmp", ignore_cleanup_errors=True) as scratch,
+        _private_folder(scratch),
     ):
         try:
             _catch_signals()
-            _start_ray(scratch, num_cpus=2 * num_generators + 1, verbose=verbose)
+            if binary:
+                haproxy.write_start(scratch, binary)
+            _start_ray(str(scratch), num_cpus=2 * num_generators + 1, verbose=verbose)
             _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
             _deploy(port, num_generators, num_gateways, settings.device, verbose=verbose)
             _wait_until_ready(port)
@@ -80,6 +93,16 @@ def main(
             pass
         finally:
             _stop()
+
+
+@contextlib.contextmanager
+def _private_folder(path: Path) -> Iterator[None]:
+    """Made here, not before: until Ray's switches are set and Ray is imported, a signal would leave it behind."""
+    path.mkdir(mode=0o700)
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class _Stopped(BaseException):
@@ -95,14 +118,14 @@ def _check_port(port: int) -> None:
             raise SystemExit(f"Port {port} on {HOST} cannot be used ({exc.strerror}); choose another one.") from exc
 
 
-def _set_environment(settings: Settings) -> None:
+def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
     """All that Ray starts inherits it; a `runtime_env` would cost every process a start of its own."""
     settings = replace(settings, data=settings.data.absolute())
     settings.data.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ.update(settings.to_env(), PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)))
-    for name, value in {**_RAY_ENV, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
+    for name, value in {**_RAY_ENV, **switches, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
         os.environ.setdefault(name, value)
 
 

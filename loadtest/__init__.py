@@ -1,1 +1,1 @@
-"""Benchmarks and load tests. Speak HTTP only, and import nothing of the service."""
+"""Benchmarks and load tests. They speak HTTP and import nothing of the service, but for `engine_*`, which drive it."""

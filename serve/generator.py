@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from serve.errors import (
     Overloaded,
     RookeryError,
 )
+from serve.flush import FlushClock
 from serve.loader import EngineLoader, Facts
 from serve.locator import Locator
 from serve.metrics import Metrics
@@ -35,6 +36,8 @@ from serve.store.opening import open_hub, open_store
 from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
 
 logger = logging.getLogger(__name__)
+
+_MAX_FRESH = 1024  # outputs of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
 
 
 class LocalGenerator:
@@ -58,6 +61,7 @@ class LocalGenerator:
         self._metrics.pool_budget_bytes.set(config.budget_bytes)
         self._calls: dict[Sequence, _Call] = {}
         self._releases: set[asyncio.Task[None]] = set()
+        self._flush_clock = FlushClock(settings.flush_interval_s)
         self._closed = False
 
     # --- The Generator protocol -----------------------------------------------------------------------------
@@ -75,10 +79,10 @@ class LocalGenerator:
                 raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
             tier: Tier = "hub" if fetch_s else lease.tier
             origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
-            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin)
+            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin, request.is_whole)
             self._start(call, lease.slot, stack.pop_all())
         try:
-            async for outputs in call.flushes(self._settings.flush_interval_s):
+            async for outputs in call.flushes():
                 yield _deltas(call, outputs)
         finally:
             self._engine.cancel(call.sequences)
@@ -141,9 +145,14 @@ class LocalGenerator:
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            self._calls[output.sequence].take(output)
+            call = self._calls[output.sequence]
+            call.take(output)
             if output.is_last:
                 del self._calls[output.sequence]
+            if call.is_urgent:
+                call.wake()
+            elif not call.is_whole:
+                self._flush_clock.wake_later(call.wake)
 
     def _on_step(self, stats: StepStats) -> None:
         self._metrics.batch_rows.observe(stats.num_rows)
@@ -178,38 +187,42 @@ class _Origin:
 class _Call:
     """The sequences of one request, and their outputs until the request's coroutine fetches them."""
 
-    def __init__(self, sequences: list[Sequence], origin: _Origin) -> None:
+    def __init__(self, sequences: list[Sequence], origin: _Origin, is_whole: bool) -> None:
         self.sequences = sequences
+        self.is_whole = is_whole
         self.origin = origin
         self.index = {sequence: i for i, sequence in enumerate(sequences)}
         self.num_open = len(sequences)
         self.done = asyncio.Event()
         self.unseen = set(sequences)  # those of which no delta was sent yet
         self._fresh: list[Output] = []
-        self._changed = asyncio.Event()
+        self._woken = asyncio.Event()
 
     def take(self, output: Output) -> None:
         """On the event loop, as the engine's outputs come in."""
         self._fresh.append(output)
-        self._changed.set()
         if output.is_last:
             self.num_open -= 1
             if not self.num_open:
                 self.done.set()
 
-    async def flushes(self, interval_s: float) -> AsyncIterator[list[Output]]:
-        """Outputs as they come: the first at once, then together, at most every `interval_s`."""
-        flushed_at = float("-inf")
+    @property
+    def is_urgent(self) -> bool:
+        """The first token and the end are handed out at once, and what grows too long to be one message."""
+        return len(self.unseen) == len(self.sequences) or not self.num_open or len(self._fresh) >= _MAX_FRESH
+
+    def wake(self) -> None:
+        """Lets `flushes` hand out what there is."""
+        self._woken.set()
+
+    async def flushes(self) -> AsyncIterator[list[Output]]:
+        """What came since the last time, each time the call is woken, until its last output."""
         while self.num_open or self._fresh:
-            await self._changed.wait()
-            wait_s = flushed_at + interval_s - time.monotonic()
-            if wait_s > 0 and not self.done.is_set():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.done.wait(), wait_s)
+            await self._woken.wait()
+            self._woken.clear()
             outputs, self._fresh = self._fresh, []
-            self._changed.clear()
-            flushed_at = time.monotonic()
-            yield outputs
+            if outputs:
+                yield outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +243,7 @@ class _Plan:
             choice=self.index,
             top_logprobs=request.top_logprobs,
             prompt_logprobs=request.prompt_logprobs,
+            caller=request.caller,
         )
 
 

@@ -1,37 +1,87 @@
-"""How a stored revision gets into an engine's slot: the pool's `Loader` over the store's folders."""
+"""How a stored revision gets into an engine's slot: the pool's `Loader` over the store's folders.
+
+What is known of a revision is read and checked once. A load then opens one file and copies its bytes.
+"""
 
 from __future__ import annotations
 
+import mmap
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file
+import torch
 from torch import Tensor
 
 from serve.engine.engine import Engine, Layout, Slot
 from serve.engine.text import Vocabularies, Vocabulary
-from serve.errors import ModelNotFound, ModelUnusable, StoreUnavailable
+from serve.errors import ModelNotFound, StoreUnavailable
 from serve.pool.loader import Prepared
 from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
 from serve.store.revisions import Store
-from serve.store.safetensors_file import read_header
+from serve.store.safetensors_file import TensorEntry, read_header
 from serve.store.validate import check_folder, read_json
 from serve.types import Tier
 
 WEIGHTS = "model.safetensors"
+MAX_FACTS = 1024  # revisions of which facts are kept
+# Of threads that copy weights: behind the engine's, from which they take cores and whose steps end with the slowest of
+# its threads, but before training's 10.
+LOAD_NICENESS = 5
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A checked safetensors file: where each tensor lies, under canonical names, and how the file looked then."""
+
+    path: Path
+    entries: tuple[TensorEntry, ...]
+    stamp: tuple[int, int, int]
+
+    @classmethod
+    def open(cls, path: Path) -> WeightsFile:
+        """Raises: ModelUnusable."""
+        stamp = _stamp(path.stat())
+        entries = [
+            replace(entry, name=name) for entry in read_header(path) if (name := canonical_name(entry.name)) is not None
+        ]
+        return cls(path, _shared(tuple(entries)), stamp)
+
+    @property
+    def has_head(self) -> bool:
+        return any(entry.name == "lm_head.weight" for entry in self.entries)
+
+    def read(self) -> Mapping[str, Tensor]:
+        """The tensors, not yet in memory where the file is mapped. Raises: StoreUnavailable when the file has changed.
+
+        A published file is read-only and never changes, so it is mapped. One that somebody may yet overwrite is
+        read: a file that shrinks under its map ends the process (SIGBUS).
+        """
+        with self.path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            if status.st_mode & 0o222:
+                data = torch.empty(status.st_size, dtype=torch.uint8)
+                file.readinto(data.numpy().data)
+                status = os.fstat(file.fileno())
+            else:
+                # ACCESS_COPY: torch wants memory that could be written, though nobody does.
+                data = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+        if _stamp(status) != self.stamp:
+            raise StoreUnavailable("The files of the model have just been replaced; try again.", retry_after_s=1)
+        return {entry.name: _tensor(data, entry) for entry in self.entries}
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What must be known of a model to check a request, and needs none of its weights."""
 
-    folder: Path
+    weights: WeightsFile
     layout: Layout
     vocabulary: Vocabulary
     defaults: GenerationDefaults
@@ -48,7 +98,7 @@ class EngineLoader:
         self._store = store
         self._engine = engine
         self._vocabularies = Vocabularies()
-        self.facts = lru_cache(maxsize=1024)(self._read_facts)
+        self.facts = lru_cache(maxsize=MAX_FACTS)(self._read_facts)
 
     def _read_facts(self, key: str) -> Facts:
         """Raises: ModelNotFound, ModelUnusable."""
@@ -57,21 +107,22 @@ class EngineLoader:
         # As transformers has it: where the config ties the head, one that lies in the file all the same is ignored.
         tied = read_json(folder / "config.json").get("tie_word_embeddings", True) is not False
         with _translated(key):
-            has_head = any(canonical_name(entry.name) == "lm_head.weight" for entry in read_header(folder / WEIGHTS))
-        layout = Layout(shape, tied=tied or not has_head)
-        return Facts(folder, layout, self._vocabularies.load(folder), generation_defaults(folder))
+            weights = WeightsFile.open(folder / WEIGHTS)
+        layout = Layout(shape, tied=tied or not weights.has_head)
+        return Facts(weights, layout, self._vocabularies.load(folder), generation_defaults(folder))
 
     def prepare(self, key: str) -> Prepared[Facts]:
         facts = self.facts(key)
         with _translated(key):
-            tier: Tier = "host" if _is_cached(facts.folder / WEIGHTS) else "disk"
+            tier: Tier = "host" if _is_cached(facts.weights.path) else "disk"
         return Prepared(self._engine.model_bytes(facts.layout), tier, facts)
 
     def load(self, prepared: Prepared[Facts]) -> Slot:
+        # Helpers that the copy starts inherit it. Where nothing is being generated, nobody is there to give way to.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOAD_NICENESS)
         facts = prepared.payload
-        with _translated(facts.folder.name):
-            tensors = _read_tensors(facts.folder / WEIGHTS)
-        _check_shapes(tensors, facts.layout)
+        with _translated(facts.weights.path.parent.name):
+            tensors = facts.weights.read()
         return self._engine.load(facts.layout, tensors)
 
     def unload(self, slot: Slot) -> None:
@@ -84,29 +135,26 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except FileNotFoundError as exc:
         raise ModelNotFound(f"The model {name!r} was deleted.", param="model") from exc
-    except SafetensorError as exc:
-        raise ModelUnusable("The weights file of the model is damaged.") from exc
     except OSError as exc:
         raise StoreUnavailable("The weights of the model cannot be read now.", retry_after_s=5) from exc
 
 
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
-    """The file's tensors under canonical names.
-
-    A published file is read-only and never changes, so it is mapped. One that somebody may yet overwrite is
-    read: a file that shrinks under its map ends the process (SIGBUS).
-    """
-    may_change = path.stat().st_mode & 0o222
-    tensors = load(path.read_bytes()) if may_change else load_file(path)
-    return {known: tensor for name, tensor in tensors.items() if (known := canonical_name(name))}
+def _stamp(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _check_shapes(tensors: Mapping[str, Tensor], layout: Layout) -> None:
-    """The folder may have been replaced since it was looked at. Raises: ModelUnusable."""
-    for name, shape in layout.shape.tensor_shapes().items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != shape and not (name == "lm_head.weight" and layout.tied):
-            raise ModelUnusable(f"Tensor {name!r} of the model has shape {found}, expected {shape}.")
+@lru_cache(maxsize=64)
+def _shared(entries: tuple[TensorEntry, ...]) -> tuple[TensorEntry, ...]:
+    """Equal tables as one: fine-tunes of one base, saved by one program, have the same."""
+    return entries
+
+
+def _tensor(data: Tensor, entry: TensorEntry) -> Tensor:
+    dtype = _DTYPES[entry.dtype]
+    raw = data[entry.start : entry.end]
+    if entry.start % dtype.itemsize:  # the format allows it, though writers align
+        raw = raw.clone()
+    return raw.view(dtype).view(entry.shape)
 
 
 def _is_cached(path: Path, samples: int = 8) -> bool:

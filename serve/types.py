@@ -127,7 +127,9 @@ class GenerationRequest:
     prompt_logprobs: bool = False  # also report the prompt's own tokens (`echo` with `logprobs`, HF `prefill`)
     truncate: int | None = None  # keep only this many last prompt tokens (HF `truncate`)
     add_bos: bool = False  # put <|endoftext|> before text prompts: the start of a tweet
+    is_whole: bool = False  # nobody reads along: what follows the first delta may wait for the end
     request_id: str = ""
+    caller: str = ""  # who shares the engine fairly with others: a hash of the API key, never the key
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import mmap
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,15 @@ async def generator(data: Path) -> AsyncIterator[LocalGenerator]:
     generator = LocalGenerator(settings(data))
     yield generator
     await generator.close()
+
+
+async def room_for(num_models: int, data: Path) -> LocalGenerator:
+    """A generator whose memory holds so many of the tiny models."""
+    large = LocalGenerator(replace(settings(data), memory_bytes=1 << 24))
+    await collect(large, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
+    one_model = (await large.residents())[0].num_bytes
+    await large.close()
+    return LocalGenerator(replace(settings(data), memory_bytes=num_models * one_model))
 
 
 async def collect(generator: LocalGenerator, request: GenerationRequest) -> list[list[Delta]]:
@@ -126,12 +137,7 @@ async def test_leaving_early_frees_the_weights_and_the_place_in_the_batch(genera
 
 
 async def test_more_models_than_fit_take_turns(data: Path) -> None:
-    generator = LocalGenerator(settings(data, max_sequences=8))
-    await collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
-    one_model = (await generator.residents())[0].num_bytes
-    await generator.close()
-    small = LocalGenerator(Settings(data=data, base="test/m0", dtype="float32", hub_enabled=False,
-                                    memory_bytes=2 * max(one_model, 120_000), max_sequences=8))  # fmt: skip
+    small = await room_for(2, data)
     requests = [GenerationRequest(f"test/m{i % NUM_MODELS}", ("a",), {"max_new_tokens": 5}) for i in range(20)]
     results = await asyncio.wait_for(asyncio.gather(*(collect(small, request) for request in requests)), 60)
     assert all(sequence[-1].finish_reason for (sequence,) in results)
@@ -158,6 +164,14 @@ async def test_the_seed_and_index_decide_the_text_not_the_company(generator: Loc
     others = [GenerationRequest(f"test/m{i % 5}", ("x",), {"max_new_tokens": 20}, seed=i) for i in range(10)]
     (together,), *_ = await asyncio.gather(*(collect(generator, r) for r in [request, *others]))
     assert text(together) == text(alone)
+
+
+async def test_who_does_not_read_along_gets_the_first_token_and_then_all_the_rest(generator: LocalGenerator) -> None:
+    asked = GenerationRequest("test/m0", ("a",), {"max_new_tokens": 50, "ignore_eos": True}, num_choices=4, seed=1)
+    whole = await collect(generator, replace(asked, is_whole=True))
+    assert {len(deltas) for deltas in whole} <= {1, 2}
+    assert {sum(len(delta.tokens) for delta in deltas) for deltas in whole} == {50}
+    assert [text(deltas) for deltas in whole] == [text(deltas) for deltas in await collect(generator, asked)]
 
 
 async def test_a_model_s_odd_defaults_harm_nobody_else(generator: LocalGenerator, data: Path) -> None:
@@ -212,3 +226,24 @@ async def test_a_lease_ends_with_the_last_token_however_slow_the_reader(generato
         await asyncio.sleep(0.01)
     assert resident.leases == 0
     await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_three_hundred_loads_and_evictions_leave_every_slot_and_no_memory_behind(data: Path) -> None:
+    small = await room_for(2, data)
+
+    async def turn(number: int) -> None:
+        await collect(small, GenerationRequest(f"test/m{number % NUM_MODELS}", ("a",), {"max_new_tokens": 1}))
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    for number in range(100):
+        await turn(number)
+    before = resident_bytes()
+    for number in range(100, 300):
+        await turn(number)
+    grown = resident_bytes() - before
+    assert grown < 200 * 20_000  # a slot has 175,616 bytes: one lost load in nine would show
+    assert len(await small.residents()) == 2
+    await asyncio.gather(turn(0), turn(1))
+    await small.close()

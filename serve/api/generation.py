@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 from fastapi import Request
@@ -259,6 +260,14 @@ def timing_headers(run: Run) -> dict[str, str]:
         "x-model-tier": prompt.tier,
         "x-prompt-tokens": str(run.num_prompt_tokens),
     }
+
+
+def caller_of(request: Request) -> str:
+    """A name for whoever sent this bearer token, from which the token cannot be told; "" without one."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not (token := token.strip()):
+        return ""
+    return blake2b(token.encode(), digest_size=8).hexdigest()
 
 
 def arrival(request: Request) -> float:

@@ -23,6 +23,7 @@ from serve.api.generation import (
     Run,
     Sequence,
     arrival,
+    caller_of,
     check_model_id,
     finite,
     pick_seed,
@@ -95,7 +96,8 @@ def router(service: Service) -> APIRouter:
         model_id = check_model_id(model or parameters.adapter_id or body.model or service.default_base)
         is_stream = stream or bool(body.stream)
         _check(parameters, is_stream, as_list)
-        run = Run(service, _to_request(body.inputs, parameters, model_id, request.state.request_id), arrival(request))
+        asked = _to_request(body.inputs, parameters, model_id, request.state.request_id, caller_of(request), is_stream)
+        run = Run(service, asked, arrival(request))
         has_full_text = as_list if parameters.return_full_text is None else parameters.return_full_text
         written = _Answer(run, parameters, body.inputs if has_full_text else "")
         if is_stream:
@@ -162,7 +164,9 @@ def _check(parameters: Parameters, is_stream: bool, as_list: bool) -> None:
         raise refuse("min_new_tokens", "must not exceed 'max_new_tokens'")
 
 
-def _to_request(inputs: str, parameters: Parameters, model_id: str, request_id: str) -> GenerationRequest:
+def _to_request(
+    inputs: str, parameters: Parameters, model_id: str, request_id: str, caller: str, is_stream: bool
+) -> GenerationRequest:
     return GenerationRequest(
         model_id=model_id,
         prompts=(inputs,),
@@ -174,6 +178,8 @@ def _to_request(inputs: str, parameters: Parameters, model_id: str, request_id: 
         truncate=parameters.truncate,
         add_bos=bool(parameters.add_bos),
         request_id=request_id,
+        is_whole=not is_stream,
+        caller=caller,
     )
 
 

@@ -24,6 +24,7 @@ from serve.api.generation import (
     Run,
     Sequence,
     arrival,
+    caller_of,
     check_model_id,
     finite,
     pick_seed,
@@ -100,7 +101,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/completions")
     async def create_completion(request: Request) -> Response:
         body = await read_json(request, CompletionBody, service.limits)
-        run = Run(service, _to_request(body, request.state.request_id), arrival(request))
+        run = Run(service, _to_request(body, request.state.request_id, caller_of(request)), arrival(request))
         answer = _Answer(body, run)
         if body.stream:
             return EventStream(answer.events(), lambda: timing_headers(run), service.limits.generate_s)
@@ -159,7 +160,7 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _to_request(body: CompletionBody, request_id: str) -> GenerationRequest:
+def _to_request(body: CompletionBody, request_id: str, caller: str) -> GenerationRequest:
     num_choices = body.n or 1
     best_of = body.best_of or num_choices
     if body.max_tokens == 0 and not body.echo:
@@ -183,6 +184,8 @@ def _to_request(body: CompletionBody, request_id: str) -> GenerationRequest:
         truncate=body.truncate,
         add_bos=bool(body.add_bos),
         request_id=request_id,
+        is_whole=not body.stream,
+        caller=caller,
     )
 
 
@@ -265,7 +268,9 @@ class _Answer:
         has_echo = self._echo and delta.prompt is not None
         part = Sequence(delta.text, list(delta.tokens), delta.finish_reason, delta.prompt)
         choice = self._choice(delta.index, part, echo=has_echo, offset=offsets[delta.index])
-        offsets[delta.index] += len(choice["text"])
+        # As in the whole reply, by tokens: text lags behind them where a character or a stop string is not complete.
+        tokens = [*(delta.prompt.tokens if has_echo and delta.prompt else ()), *delta.tokens]
+        offsets[delta.index] += sum(map(_text_length, tokens))
         return _event(self._envelope([choice]))
 
     def _choice(self, index: int, part: Sequence, echo: bool | None = None, offset: int = 0) -> dict[str, Any]:
@@ -310,13 +315,17 @@ def _logprobs(tokens: list[TokenInfo], num_top: int, offset: int) -> dict[str, A
     offsets = []
     for token in tokens:
         offsets.append(offset)
-        offset += 0 if token.special else len(token.text)  # <|endoftext|> is a token but not text
+        offset += _text_length(token)
     return {
         "tokens": [token.text for token in tokens],
         "token_logprobs": [finite(token.logprob) for token in tokens],
         "top_logprobs": [_top(token, num_top) for token in tokens],
         "text_offset": offsets,
     }
+
+
+def _text_length(token: TokenInfo) -> int:
+    return 0 if token.special else len(token.text)  # <|endoftext|> is a token but not text
 
 
 def _top(token: TokenInfo, num_top: int) -> dict[str, float | None] | None:

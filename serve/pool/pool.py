@@ -84,7 +84,7 @@ class _Entry(Generic[S]):
     pinned: bool = False
     retired: EvictionReason | None = None  # closed to new leases: the key is free for a new entry
     failure: RookeryError | None = None
-    first_at: float | None = None  # since when it is first in line for room
+    waiting_at: float = 0.0  # since when it waits for room
     loaded_at: float = 0.0
     touched_at: float = 0.0  # the last start or end of a lease
     task: asyncio.Task[None] | None = None  # of its load, later of its unload
@@ -114,7 +114,7 @@ class ModelPool(Generic[P, S]):
     unpinned, the longest idle first, where idle time counts less the more a reload costs (`RELOAD_COST`).
     A model that was loaded but not yet leased is spared for `min_residency_s`, unless the first in line
     could never fit beside it. Leases of resident models go first; but when the first in line has waited
-    `patience_s` for them to end, the least recently leased are closed to new leases and go with their last.
+    for `patience_s` in all, the least recently leased are closed to new leases and go with their last.
 
     `clock` must run at the pace of the event loop's. `executor` is for tests; the pool closes it either way.
     """
@@ -128,7 +128,7 @@ class ModelPool(Generic[P, S]):
         max_parallel_loads: int = 2,
         max_parallel_prepares: int = 8,
         min_residency_s: float = 5.0,
-        patience_s: float = 10.0,
+        patience_s: float = 2.0,
         negative_ttl_s: float = 60.0,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
@@ -348,6 +348,7 @@ class ModelPool(Generic[P, S]):
         if (misfit := _closing() if self._closed else self._misfit(entry)) is not None:
             raise misfit
         entry.state = "waiting"
+        entry.waiting_at = self._clock()
         entry.room = asyncio.get_running_loop().create_future()
         self._queue.append(entry)
         self._let_go(entry)
@@ -492,9 +493,8 @@ class ModelPool(Generic[P, S]):
         Arms the timer when the answer can change with time alone. Retires nobody.
         """
         now = self._clock()
-        if first.first_at is None:
-            first.first_at = now
-        impatient = now - first.first_at >= self._patience_s
+        # Since it came, not since it is first: else each in a line of forty adds its patience to that of all behind it.
+        impatient = now - first.waiting_at >= self._patience_s
         unpinned = [entry for entry in self._entries.values() if entry.state == "resident" and not entry.pinned]
         leased = [entry for entry in unpinned if entry.leases]
         idle = [entry for entry in unpinned if not entry.leases]
@@ -515,7 +515,7 @@ class ModelPool(Generic[P, S]):
             victims = _cover(missing, candidates + sorted(leased, key=lambda e: e.touched_at))
         if victims is None:
             moments = [entry.loaded_at + self._min_residency_s for entry in spared]
-            moments.append(first.first_at + self._patience_s)
+            moments.append(first.waiting_at + self._patience_s)
             if delays := [moment - now for moment in moments if moment > now]:
                 self._timer = asyncio.get_running_loop().call_later(min(delays), self._admit)
         return victims

@@ -436,3 +436,18 @@ async def test_metrics_of_other_processes_are_appended_and_may_fail(world: World
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://rookery") as client:
             answer = await client.get("/metrics")
         assert answer.status_code == 200 and ("rookery_queue_depth 3.0" in answer.text) is expected
+
+
+async def test_a_caller_is_known_to_the_engine_by_a_hash_of_its_key(client: httpx.AsyncClient, world: World) -> None:
+    async def ask(path: str, body: dict[str, object], authorization: str | None) -> str:
+        headers = {} if authorization is None else {"authorization": authorization}
+        (await client.post(path, json=body, headers=headers)).raise_for_status()
+        return world.generator.requests[-1].caller
+
+    completion: tuple[str, dict[str, object]] = ("/v1/completions", {"model": "fledgling", "prompt": "a"})
+    generate: tuple[str, dict[str, object]] = ("/generate", {"inputs": "a"})
+    names = [await ask(*route, f"Bearer {key}") for route in (completion, generate) for key in ("sk-one", "sk-two")]
+    assert names[:2] == names[2:] and len(set(names)) == 2
+    assert all(len(name) == 16 and "sk" not in name for name in names)
+    for nobody in (None, "", "Bearer ", "Basic sk-one"):
+        assert await ask(*completion, nobody) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import httpx2
@@ -132,6 +133,15 @@ async def test_best_of_returns_the_likeliest_by_mean_logprob(ai: AsyncOpenAI) ->
     ranked = sorted(every.choices, key=mean, reverse=True)
     assert [choice.text for choice in best.choices] == [choice.text for choice in ranked[:2]]
     assert best.usage and best.usage.completion_tokens == 8 * 16
+
+
+async def test_offsets_of_tokens_are_the_same_in_a_stream_where_a_character_spans_two_tokens(ai: AsyncOpenAI) -> None:
+    asked: Any = {"model": ADA, "prompt": "a b", "seed": 5, "max_tokens": 40, "logprobs": 0}
+    [choice] = (await ai.completions.create(**asked)).choices
+    assert "\N{WAVING HAND SIGN}" in choice.text and choice.logprobs
+    chunks = [chunk async for chunk in await ai.completions.create(**asked, stream=True)]
+    parts = [piece.logprobs.text_offset for chunk in chunks for piece in chunk.choices]
+    assert [offset for part in parts for offset in part] == choice.logprobs.text_offset
 
 
 async def test_logprobs_list_alternatives_and_the_token_itself(ai: AsyncOpenAI) -> None:

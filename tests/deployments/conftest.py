@@ -48,7 +48,7 @@ def start_service(data: Path, *arguments: str, **variables: str) -> LiveService:
     port = _free_port()
     settings = {
         "ROOKERY_HUB_ENABLED": "false",
-        "ROOKERY_MEMORY_BYTES": str(200 << 20),
+        "ROOKERY_MEMORY_BYTES": str(50_000_000),  # a dozen of the models of `test_live_replicas`
         "ROOKERY_THREADS": "1",
         "ROOKERY_TRAINER_THREADS": "1",
         "ROOKERY_DTYPE": "float32",  # bfloat16 rounds by the shape of the batch, which then decides close draws

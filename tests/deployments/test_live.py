@@ -8,8 +8,10 @@ import signal
 
 import httpx
 import openai
+import psutil  # type: ignore[import-untyped]
 import pytest
 
+from deployments.haproxy import find_haproxy
 from tests.deployments.conftest import BASE, LiveService, import_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -59,6 +61,16 @@ def test_metrics_name_the_replica_of_each_generator(live_service: LiveService) -
     lines = httpx.get(f"{live_service.url}/metrics", timeout=30).text.splitlines()
     budgets = [line for line in lines if line.startswith("rookery_pool_budget_bytes{")]
     assert len(budgets) == len(set(budgets)) == len(live_service.replica_pids("generator")) == 2
+
+
+def test_haproxy_is_in_front_and_open_to_this_machine_alone(live_service: LiveService) -> None:
+    if find_haproxy() is None:
+        pytest.skip("there is no HAProxy here")
+    family = psutil.Process(live_service.process.pid).children(recursive=True)
+    proxies = [child for child in family if child.name() == "haproxy"]
+    assert proxies
+    tcp = [found for proxy in proxies for found in proxy.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+    assert {(found.laddr.ip, found.laddr.port) for found in tcp} == {("127.0.0.1", httpx.URL(live_service.url).port)}
 
 
 async def test_a_client_that_leaves_frees_its_place(live_url: str) -> None:

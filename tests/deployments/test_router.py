@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.router import SPARE_LOAD, rank
+from deployments.router import SEAT, SPARE_LOAD, rank, seats
 
 MODELS = [f"huggingtweets/model{number}" for number in range(2000)]
 
@@ -42,6 +42,37 @@ def test_a_replica_that_joins_takes_only_its_own_models(replicas: list[str]) -> 
     assert all(after[model] in (before[model], "newcomer") for model in MODELS)
     share = sum(home == "newcomer" for home in after.values()) / len(MODELS)
     assert 0.5 < share * (len(replicas) + 1) < 1.5
+
+
+def test_of_ten_thousand_models_a_fifth_replica_takes_a_fifth_and_nobody_else_a_single_one() -> None:
+    models = [f"huggingtweets/model{number}" for number in range(10_000)]
+    four = [f"seat {i}" for i in range(4)]
+    before = {model: rank(model, four, {}, bound=1.5)[0][0] for model in models}
+    after = {model: rank(model, [*four, "seat 4"], {}, bound=1.5)[0][0] for model in models}
+    moved = [model for model in models if before[model] != after[model]]
+    assert abs(len(moved) / len(models) - 1 / 5) < 0.012  # standard deviation 0.004; the hash is fixed
+    assert {after[model] for model in moved} == {"seat 4"}
+    from_each = Counter(before[model] for model in moved)
+    assert all(430 < count < 570 for count in from_each.values()), from_each  # of 500, deviation 21
+
+
+def test_who_replaces_a_dead_replica_takes_over_its_models_and_no_others() -> None:
+    before = seats({"a1": {SEAT: 0}, "b2": {SEAT: 1}, "c3": {SEAT: 2}})
+    after = seats({"a1": {SEAT: 0}, "d4": {SEAT: 1}, "c3": {SEAT: 2}})
+    assert homes(list(before.values())) == homes(list(after.values()))
+    assert before["b2"] == after["d4"]
+
+
+@given(st.dictionaries(names.map(lambda found: found[0]), st.none() | st.integers(0, 3), min_size=1, max_size=6))
+def test_replicas_have_different_names_whatever_seats_they_claim(claims: dict[str, int | None]) -> None:
+    metadata = {replica: {} if seat is None else {SEAT: seat} for replica, seat in claims.items()}
+    named = seats(metadata)
+    assert named.keys() == claims.keys()
+    assert len(set(named.values())) == len(named)
+    assert named == seats(dict(reversed(metadata.items())))
+    assert {name for name in named.values() if name.startswith("seat ")} == {
+        f"seat {seat}" for seat in claims.values() if seat is not None
+    }
 
 
 @given(names)

@@ -176,8 +176,7 @@ class PoolLaws(RuleBasedStateMachine):
             if entry.retired == "budget" and entry not in self.retired:
                 assert entry not in self.pinned, "a pinned model was evicted"
                 if entry.leases:
-                    first_at = pool._queue[0].first_at
-                    assert first_at is not None and self.world.loop.now - first_at >= 20.0
+                    assert self.world.loop.now - pool._queue[0].waiting_at >= 20.0
         self.pinned = {entry for entry in pool._alive if entry.pinned}
         self.retired = {entry for entry in pool._alive if entry.retired}
         assert not self.pinned & self.retired
@@ -212,9 +211,9 @@ class PoolLaws(RuleBasedStateMachine):
     def the_first_in_line_waits_no_longer_than_patience_before_room_is_being_made(self) -> None:
         """Each model in its way is pinned, on its way in or out, or closed to new leases, unless those suffice."""
         pool = self.world.pool
-        if pool._queue and pool._queue[0].first_at is not None:
+        if pool._queue:
             first = pool._queue[0]
-            open_for = self.world.loop.now - pool._queue[0].first_at
+            open_for = self.world.loop.now - pool._queue[0].waiting_at
             loading = sum(e.num_bytes for e in pool._alive if e.state == "loading")
             leaving = sum(e.num_bytes for e in pool._alive if e.holds_bytes and e.retired and e.state != "loading")
             if open_for > 20.0 and not loading:

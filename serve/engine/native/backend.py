@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,6 +25,7 @@ from serve.engine.native.library import FORMATS, SOURCE_TYPES, CShape, CSource, 
 from serve.shape import GPT2Shape
 
 HUGE_PAGE = 2 << 20
+BUSY_S = 0.1  # since the last step: others will follow
 
 
 class NativeBackend:
@@ -41,6 +43,7 @@ class NativeBackend:
         self._keys = zeros(size, cache, torch.device("cpu"))
         self._values = zeros(size, cache, torch.device("cpu"))
         self._logits = torch.empty(0, shape.vocab_size)
+        self._stepped_at = -BUSY_S
         c_shape = _c_shape(shape, tied)
         self._layout = loaded.rookery_layout_new(c_shape, FORMATS[weights])
         self._num_bytes = int(loaded.rookery_layout_bytes(self._layout))
@@ -58,7 +61,9 @@ class NativeBackend:
             place = self._places[slot] = _Place.take(self._num_bytes)
         kept = [_readable(tensors[name]) for name in self._names()]  # alive until the copy is done
         sources = (CSource * len(kept))(*[CSource(tensor.data_ptr(), SOURCE_TYPES[tensor.dtype]) for tensor in kept])
-        self._library.rookery_pack(self._layout, place.address, sources, torch.get_num_threads())
+        # Beside steps with one thread: the step's own take the parts that one of them has no core for.
+        is_busy = time.monotonic() - self._stepped_at < BUSY_S
+        self._library.rookery_pack(self._layout, place.address, sources, 1 if is_busy else torch.get_num_threads())
         if None in self._places:
             _Place.prepare(self._num_bytes)
 
@@ -99,7 +104,9 @@ class NativeBackend:
             len(tokens), at[0], at[1], at[2], len(slots), addresses.ctypes.data, at[3], at[4], at[5],
             self._logits.data_ptr(),
         )  # fmt: skip
+        self._stepped_at = time.monotonic()
         self._library.rookery_step(self._runner, self._team, step)
+        self._stepped_at = time.monotonic()
         return self._logits[: len(head_rows)]
 
     def forget(self, kv_row: int, length: int) -> None:

@@ -1,0 +1,1 @@
+"""What Rookery is measured against, each in a module of its own."""
