@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench bench-engine bench-gpu clean bench-thrash
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu clean
 
 install: $(INSTALLED)
 
@@ -26,9 +26,6 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-bench: $(INSTALLED)
-	$(BIN)/python -m loadtest.baseline
 
 # The first time it also builds llama.cpp's server, in ~/.cache/rookery-peers, which takes some minutes.
 bench-engine: $(INSTALLED)

@@ -36,9 +36,11 @@ class Bandwidth:
         if is_supported("float32"):
             self._ways += [read_seconds, _chunked_seconds]
 
-    def sample(self) -> None:
+    def sample(self) -> float:
+        """Bytes a second, now."""
         best_s = min(way(self._data) for way in self._ways for _ in range(REPEATS))
         self._samples.append(self._data.nbytes / best_s)
+        return self._samples[-1]
 
     @property
     def best(self) -> float:

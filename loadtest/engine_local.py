@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence as Seq
 from pathlib import Path
@@ -64,6 +66,7 @@ class Local:
             for choice in range(case.streams) for slot in self._slots[: case.models]
         ]  # fmt: skip
         self._num_open, self._num_tokens = len(sequences), 0
+        self._steps.clear()
         self._done.clear()
         for slot, sequence in sequences:
             self._engine.submit(slot, [sequence])
@@ -73,7 +76,7 @@ class Local:
         return self._num_tokens
 
     def step_s(self, num_models: int) -> float:
-        """Median time of the steps so far with one row for each of `num_models` models, sampling included."""
+        """Median time of the last run's steps with one row for each of `num_models` models, sampling included."""
         return statistics.median(
             step.duration_s
             for step in self._steps
@@ -97,12 +100,25 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {known: tensor for name, tensor in tensors.items() if (known := canonical_name(name))}
 
 
-def own_memory_bytes() -> int:
-    """This process's proportional share of memory."""
-    return int(psutil.Process(os.getpid()).memory_full_info().pss)
+def memory_of_own_process(folders: Seq[Path], weights: str) -> int:
+    """Bytes (PSS) of a process that does nothing but serve these models, after 4 texts of each at once."""
+    command = [sys.executable, "-m", "loadtest.engine_local", weights, *map(str, folders)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _streamed_bytes(shape: GPT2Shape, weights: str) -> int:
     """What a step must read of a model: all of it but the table of positions."""
     positions = shape.n_positions * shape.n_embd * {"bfloat16": 2}.get(weights, 4)
     return weight_bytes(shape, weights, tied=True) - positions
+
+
+def main() -> None:
+    weights, *folders = sys.argv[1:]
+    local = Local([Path(folder) for folder in folders], weights)
+    local.run(CASES[-1], Work(), seed=0)
+    print(psutil.Process(os.getpid()).memory_full_info().pss)  # noqa: T201
+    local.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,8 +26,8 @@ from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
 
-from loadtest.baseline import running_server
 from loadtest.models import PEAKED, write_random_gpt2
+from loadtest.server import running_server
 from loadtest.work import CASES, NUM_MODELS, Case, Work
 from serve.generator import LocalGenerator
 from serve.settings import Settings

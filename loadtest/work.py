@@ -78,7 +78,7 @@ class Rounds:
         for case, contender in self._turns():
             contender.run(case, few, seed=0)
 
-    def take(self, between: Callable[[], None]) -> None:
+    def take(self, between: Callable[[], object]) -> None:
         """One round: case after case, in each all contenders one after another, with `between` before each turn."""
         for case, contender in self._turns():
             between()

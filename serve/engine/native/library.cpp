@@ -43,12 +43,17 @@ void rookery_draw(Team* team, Draw* rows, int32_t num_rows, int32_t vocab_size, 
   draw(*team, rows, num_rows, vocab_size, num_attempts);
 }
 
-// Give every page of fresh memory its frame now, rather than one at a time under the first copy.
+// Give every page of fresh memory its frame now, rather than one at a time under the first copy. In pieces: other
+// threads cannot map memory meanwhile.
 void rookery_populate(char* data, uint64_t size) {
+  constexpr uint64_t kPiece = 2 << 20;
+  for (uint64_t at = 0; at < size; at += kPiece) {
+    const uint64_t count = std::min(kPiece, size - at);
 #ifdef MADV_POPULATE_WRITE
-  if (madvise(data, size, MADV_POPULATE_WRITE) == 0) return;
+    if (madvise(data + at, count, MADV_POPULATE_WRITE) == 0) continue;
 #endif
-  for (uint64_t i = 0; i < size; i += 4096) static_cast<volatile char*>(data)[i] = 0;
+    for (uint64_t i = 0; i < count; i += 4096) static_cast<volatile char*>(data)[at + i] = 0;
+  }
 }
 
 // Read `size` bytes with the whole team and do nothing else: what memory can give. Returns their sum.
