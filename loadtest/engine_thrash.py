@@ -72,6 +72,8 @@ class Bench:
         write_random_gpt2(self._folder, seed=0, final_scale=PEAKED, shape=shape)
         for path in self._folder.iterdir():
             path.chmod(0o444)  # as published: such files are mapped
+        self.drop_from_cache()
+        (self._folder / "model.safetensors").read_bytes()  # in large pieces, as published files lie in the cache
 
     def add_models(self, count: int) -> None:
         """Names m0 .. m(count - 1)."""

@@ -8,10 +8,8 @@ of its size, and one place more than is in use is made ready beforehand.
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,7 +24,7 @@ from serve.engine.native.library import FORMATS, SOURCE_TYPES, CShape, CSource, 
 from serve.shape import GPT2Shape
 
 HUGE_PAGE = 2 << 20
-PAUSE_S = 0.005  # longest between two steps of a text
+REST_BESIDE_STEPS = 0.5  # of a copy's time
 
 
 class NativeBackend:
@@ -44,7 +42,7 @@ class NativeBackend:
         self._keys = zeros(size, cache, torch.device("cpu"))
         self._values = zeros(size, cache, torch.device("cpu"))
         self._logits = torch.empty(0, shape.vocab_size)
-        self._busy_until = 0.0
+        self._running: set[int] = set()  # cache rows of sequences under way
         c_shape = _c_shape(shape, tied)
         self._layout = loaded.rookery_layout_new(c_shape, FORMATS[weights])
         self._num_bytes = int(loaded.rookery_layout_bytes(self._layout))
@@ -62,9 +60,9 @@ class NativeBackend:
             place = self._places[slot] = _Place.take(self._num_bytes)
         kept = [_readable(tensors[name]) for name in self._names()]  # alive until the copy is done
         sources = (CSource * len(kept))(*[CSource(tensor.data_ptr(), SOURCE_TYPES[tensor.dtype]) for tensor in kept])
-        # Beside steps with one thread: the step's own take the parts that one of them has no core for.
-        is_busy = time.monotonic() < self._busy_until
-        self._library.rookery_pack(self._layout, place.address, sources, 1 if is_busy else torch.get_num_threads())
+        # Beside steps with one thread and pauses: texts under way come first.
+        num_threads, rest = (1, REST_BESIDE_STEPS) if self._running else (torch.get_num_threads(), 0.0)
+        self._library.rookery_pack(self._layout, place.address, sources, num_threads, rest)
         if None in self._places:
             _Place.prepare(self._num_bytes)
 
@@ -105,13 +103,13 @@ class NativeBackend:
             len(tokens), at[0], at[1], at[2], len(slots), addresses.ctypes.data, at[3], at[4], at[5],
             self._logits.data_ptr(),
         )  # fmt: skip
-        self._busy_until = math.inf
+        self._running.update(kv_rows)
         self._library.rookery_step(self._runner, self._team, step)
-        self._busy_until = time.monotonic() + PAUSE_S
         return self._logits[: len(head_rows)]
 
     def forget(self, kv_row: int, length: int) -> None:
-        """Nothing: a step reads no key beyond its own position."""
+        """A step reads no key beyond its own position, so the row may stay as it is."""
+        self._running.discard(kv_row)
 
     def _address(self, slot: int) -> int:
         place = self._places[slot]

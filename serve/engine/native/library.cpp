@@ -29,8 +29,8 @@ Layout* rookery_layout_new(const Shape* shape, int32_t format) { return new Layo
 void rookery_layout_free(Layout* layout) { delete layout; }
 uint64_t rookery_layout_bytes(const Layout* layout) { return layout->bytes; }
 
-void rookery_pack(const Layout* layout, char* slot, const Source* sources, int32_t num_threads) {
-  pack(*layout, slot, sources, num_threads);
+void rookery_pack(const Layout* layout, char* slot, const Source* sources, int32_t num_threads, float rest) {
+  pack(*layout, slot, sources, num_threads, rest);
 }
 
 Runner* rookery_runner_new(const Shape* shape, int32_t format, void* keys, void* values, int32_t num_kv_rows) {

@@ -72,7 +72,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "layout_new": (c_void_p, [POINTER(CShape), c_int32]),
     "layout_free": (None, [c_void_p]),
     "layout_bytes": (c_uint64, [c_void_p]),
-    "pack": (None, [c_void_p, c_void_p, POINTER(CSource), c_int32]),
+    "pack": (None, [c_void_p, c_void_p, POINTER(CSource), c_int32, c_float]),
     "runner_new": (c_void_p, [POINTER(CShape), c_int32, c_void_p, c_void_p, c_int32]),
     "runner_free": (None, [c_void_p]),
     "step": (None, [c_void_p, c_void_p, POINTER(CStep)]),

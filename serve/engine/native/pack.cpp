@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <thread>
@@ -288,7 +289,7 @@ void typed(Source source, Work&& work) {
 }
 
 template <Format kFormat>
-void pack_as(const Layout& layout, char* slot, const Source* sources, int num_threads) {
+void pack_as(const Layout& layout, char* slot, const Source* sources, int num_threads, float rest) {
   Packer<kFormat> packer(slot);
   std::vector<std::function<void()>> pieces;
   const auto floats = [&](size_t at, size_t count) {
@@ -327,7 +328,11 @@ void pack_as(const Layout& layout, char* slot, const Source* sources, int num_th
 
   std::atomic<size_t> next{0};
   const auto work = [&] {
-    for (size_t i; (i = next.fetch_add(1)) < pieces.size();) pieces[i]();
+    for (size_t i; (i = next.fetch_add(1)) < pieces.size();) {
+      const auto started = std::chrono::steady_clock::now();
+      pieces[i]();
+      if (rest > 0) std::this_thread::sleep_for((std::chrono::steady_clock::now() - started) * rest);
+    }
     _mm_sfence();  // the streamed lines are there for whoever steps next
   };
   std::vector<std::thread> helpers;
@@ -338,11 +343,11 @@ void pack_as(const Layout& layout, char* slot, const Source* sources, int num_th
 
 }  // namespace
 
-void pack(const Layout& layout, char* slot, const Source* sources, int num_threads) {
+void pack(const Layout& layout, char* slot, const Source* sources, int num_threads, float rest) {
   switch (layout.format) {
-    case Format::kFloat32: return pack_as<Format::kFloat32>(layout, slot, sources, num_threads);
-    case Format::kBFloat16: return pack_as<Format::kBFloat16>(layout, slot, sources, num_threads);
-    default: return pack_as<Format::kInt8>(layout, slot, sources, num_threads);
+    case Format::kFloat32: return pack_as<Format::kFloat32>(layout, slot, sources, num_threads, rest);
+    case Format::kBFloat16: return pack_as<Format::kBFloat16>(layout, slot, sources, num_threads, rest);
+    default: return pack_as<Format::kInt8>(layout, slot, sources, num_threads, rest);
   }
 }
 

@@ -13,6 +13,8 @@ struct Source {  // mirrored in backend.py
 // `sources`: wte, wpe, then for each block ln_1 weight and bias, c_attn weight and bias, attn.c_proj weight and bias,
 // ln_2 weight and bias, c_fc weight and bias, mlp.c_proj weight and bias; then ln_f weight and bias, and lm_head where
 // it is not tied. Blocks' matrices are [in, out], the two of the vocabulary [out, in].
-void pack(const Layout& layout, char* slot, const Source* sources, int num_threads);
+//
+// After each piece a thread sleeps for `rest` times as long as the piece took: memory and cores are a step's, too.
+void pack(const Layout& layout, char* slot, const Source* sources, int num_threads, float rest);
 
 }  // namespace rookery
