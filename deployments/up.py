@@ -83,7 +83,8 @@ def main(
             _catch_signals()
             if binary:
                 haproxy.write_start(scratch, binary)
-            _start_ray(str(scratch), num_cpus=2 * num_generators + 1, verbose=verbose)
+            # A folder below: Ray opens its own to everybody.
+            _start_ray(str(scratch / "ray"), num_cpus=2 * num_generators + 1, verbose=verbose)
             _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
             _deploy(port, num_generators, num_gateways, settings.device, verbose=verbose)
             _wait_until_ready(port)

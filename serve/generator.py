@@ -37,7 +37,7 @@ from serve.types import Delta, GenerationRequest, PromptInfo, Resident, Sampling
 
 logger = logging.getLogger(__name__)
 
-_MAX_FRESH = 1024  # outputs of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
+_MAX_FRESH = 1024  # tokens of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
 
 
 class LocalGenerator:
@@ -196,11 +196,13 @@ class _Call:
         self.done = asyncio.Event()
         self.unseen = set(sequences)  # those of which no delta was sent yet
         self._fresh: list[Output] = []
+        self._size = 0  # of them, in tokens
         self._woken = asyncio.Event()
 
     def take(self, output: Output) -> None:
         """On the event loop, as the engine's outputs come in."""
         self._fresh.append(output)
+        self._size += 1 + len(output.prompt_tokens)
         if output.is_last:
             self.num_open -= 1
             if not self.num_open:
@@ -209,7 +211,7 @@ class _Call:
     @property
     def is_urgent(self) -> bool:
         """The first token and the end are handed out at once, and what grows too long to be one message."""
-        return len(self.unseen) == len(self.sequences) or not self.num_open or len(self._fresh) >= _MAX_FRESH
+        return len(self.unseen) == len(self.sequences) or not self.num_open or self._size >= _MAX_FRESH
 
     def wake(self) -> None:
         """Lets `flushes` hand out what there is."""
@@ -220,7 +222,7 @@ class _Call:
         while self.num_open or self._fresh:
             await self._woken.wait()
             self._woken.clear()
-            outputs, self._fresh = self._fresh, []
+            outputs, self._fresh, self._size = self._fresh, [], 0
             if outputs:
                 yield outputs
 
@@ -268,9 +270,9 @@ def _encode(prompt: str | tuple[int, ...], request: GenerationRequest, facts: Fa
         ids = [vocabulary.eos_id] * bos + vocabulary.encode(prompt)
     else:
         ids = list(prompt)
-        if not all(0 <= token < shape.vocab_size for token in ids):
-            message = f"The prompt has a token id outside this model's vocabulary (0 to {shape.vocab_size - 1})."
-            raise InvalidRequest(message, param="prompt")
+    if not all(0 <= token < shape.vocab_size for token in ids):  # a tokenizer, too, may know more tokens than its model
+        message = f"The prompt has a token id outside this model's vocabulary (0 to {shape.vocab_size - 1})."
+        raise InvalidRequest(message, param="prompt")
     if request.truncate is not None:
         ids = ids[-request.truncate :]
     return tuple(ids) or (vocabulary.eos_id,)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from serve.engine.engine import Engine, Layout, Slot
 from serve.engine.text import Vocabularies, Vocabulary
-from serve.errors import ModelNotFound, StoreUnavailable
+from serve.errors import ModelNotFound, ModelUnusable, Overloaded, StoreUnavailable
 from serve.pool.loader import Prepared
 from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
@@ -109,7 +109,12 @@ class EngineLoader:
         with _translated(key):
             weights = WeightsFile.open(folder / WEIGHTS)
         layout = Layout(shape, tied=tied or not weights.has_head)
-        return Facts(weights, layout, self._vocabularies.load(folder), generation_defaults(folder))
+        vocabulary = self._vocabularies.load(folder)
+        # A tokenizer numbers its tokens anew where its files contradict each other.
+        if vocabulary.eos_id >= shape.vocab_size:
+            end, size = vocabulary.eos_id, shape.vocab_size
+            raise ModelUnusable(f"The tokenizer's end of text is token {end}, but the model knows {size} tokens.")
+        return Facts(weights, layout, vocabulary, generation_defaults(folder))
 
     def prepare(self, key: str) -> Prepared[Facts]:
         facts = self.facts(key)
@@ -119,11 +124,16 @@ class EngineLoader:
 
     def load(self, prepared: Prepared[Facts]) -> Slot:
         # Helpers that the copy starts inherit it. Where nothing is being generated, nobody is there to give way to.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOAD_NICENESS)
+        thread = threading.get_native_id()
+        if os.getpriority(os.PRIO_PROCESS, thread) < LOAD_NICENESS:
+            os.setpriority(os.PRIO_PROCESS, thread, LOAD_NICENESS)
         facts = prepared.payload
         with _translated(facts.weights.path.parent.name):
             tensors = facts.weights.read()
-        return self._engine.load(facts.layout, tensors)
+        try:
+            return self._engine.load(facts.layout, tensors)
+        except OSError as exc:  # no memory to map
+            raise Overloaded("There is no memory for the model now; try again.", retry_after_s=5) from exc
 
     def unload(self, slot: Slot) -> None:
         self._engine.unload(slot)

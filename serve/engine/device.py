@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from serve.engine.engine import EngineConfig
+from serve.engine.native.library import team
 from serve.engine.selection import check_weights, is_native
 from serve.settings import Settings
 
@@ -26,7 +27,9 @@ def engine_config(settings: Settings) -> EngineConfig:
     if weights == "auto":
         weights = "bfloat16" if multiplies_bfloat16(device) else "float32"
     check_weights(weights, device)
-    if not use_cuda and not is_native(weights, device):
+    if is_native(weights, device):
+        team()  # made here, not in the thread of the first load, whose niceness it would inherit
+    elif not use_cuda:
         logger.warning("slow_cpu_engine weights=%s reason='no AVX-512, or the library was not compiled'", weights)
     return EngineConfig(
         device=device,

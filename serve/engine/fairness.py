@@ -5,7 +5,7 @@ Knows names and numbers only. Source: Sheng et al., "Fairness in Serving Large L
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -19,6 +19,8 @@ class TokenCounters(Generic[K]):
     def __init__(self) -> None:
         self._served: dict[K, float] = {}
         self._members: dict[K, int] = {}
+        self._floor = 0.0  # what the least served has had
+        self._is_floor_known = True
 
     def __len__(self) -> int:
         return len(self._served)
@@ -34,6 +36,7 @@ class TokenCounters(Generic[K]):
     def enter(self, name: K) -> None:
         """`name` has one more piece of work."""
         self._served[name] = self.served(name)
+        self._is_floor_known = False
         self._members[name] = self.members(name) + 1
 
     def leave(self, name: K) -> None:
@@ -41,9 +44,16 @@ class TokenCounters(Generic[K]):
         self._members[name] -= 1
         if not self._members[name]:
             del self._members[name], self._served[name]
+            self._is_floor_known = False
 
-    def charge(self, name: K, tokens: float) -> None:
-        self._served[name] = min(self._served[name] + tokens, self._least() + MEMORY)
+    def charge(self, tokens: Mapping[K, float]) -> None:
+        """Count what each name was served, together: the least is looked for once."""
+        limit = self._least() + MEMORY
+        for name, count in tokens.items():
+            self._served[name] = min(self._served[name] + count, limit)
+        self._is_floor_known = False
 
     def _least(self) -> float:
-        return min(self._served.values(), default=0.0)
+        if not self._is_floor_known:
+            self._floor, self._is_floor_known = min(self._served.values(), default=0.0), True
+        return self._floor

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
+from itertools import count as numbers
 
 from serve.engine.backend import Span
 from serve.engine.fairness import TokenCounters
@@ -50,6 +51,8 @@ class Scheduler:
         self._free_rows = list(range(num_rows))  # a heap: a device attends over all rows up to the highest in use
         self._waiting: dict[Tenant, deque[Sequence]] = {}
         self._running: list[Sequence] = []  # of those ahead, the longest not stepped first
+        self._admitted: dict[Sequence, int] = {}  # when each of them got its row, as a running number
+        self._numbers = numbers()
         self._callers: TokenCounters[str] = TokenCounters()
         self._models: TokenCounters[int] = TokenCounters()
         self._ride_credit = 0.0
@@ -128,7 +131,7 @@ class Scheduler:
             models = self._models.members(sequence.slot) - self._models.members(slot) - 1
             return callers * (sequence.caller != caller) + models * (sequence.slot != slot)
 
-        victim = max(reversed(self._running), key=excess, default=None)
+        victim = max(self._running, key=lambda s: (excess(s), self._admitted[s]), default=None)
         return victim if victim is not None and excess(victim) > 0 else None
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -139,6 +142,7 @@ class Scheduler:
     def _give_row(self, sequence: Sequence) -> None:
         sequence.kv_row = heappop(self._free_rows)
         self._running.append(sequence)
+        self._admitted[sequence] = next(self._numbers)
         self._callers.enter(sequence.caller)
         self._models.enter(sequence.slot)
 
@@ -147,6 +151,7 @@ class Scheduler:
         heappush(self._free_rows, sequence.kv_row)
         sequence.kv_row = -1
         self._running.remove(sequence)
+        del self._admitted[sequence]
         self._callers.leave(sequence.caller)
         self._models.leave(sequence.slot)
 
@@ -189,11 +194,13 @@ class Scheduler:
         totals: dict[str, float] = {}
         for (sequence, _), count in zip(chosen, tokens, strict=True):
             totals[sequence.caller] = totals.get(sequence.caller, 0.0) + count
-        for caller, total in totals.items():
-            self._callers.charge(caller, total)
+        self._callers.charge(totals)
         least = min(totals.values(), default=0.0)
+        of_models: dict[int, float] = {}
         for (sequence, _), count in zip(chosen, tokens, strict=True):
-            self._models.charge(sequence.slot, count * least / totals[sequence.caller])
+            part = count * least / totals[sequence.caller]
+            of_models[sequence.slot] = of_models.get(sequence.slot, 0.0) + part
+        self._models.charge(of_models)
 
 
 def _tenant(sequence: Sequence) -> Tenant:

@@ -113,8 +113,9 @@ class ModelPool(Generic[P, S]):
     Room goes to loads in the order in which they were prepared; nobody overtakes. Victims are idle and
     unpinned, the longest idle first, where idle time counts less the more a reload costs (`RELOAD_COST`).
     A model that was loaded but not yet leased is spared for `min_residency_s`, unless the first in line
-    could never fit beside it. Leases of resident models go first; but when the first in line has waited
-    for `patience_s` in all, the least recently leased are closed to new leases and go with their last.
+    could never fit beside it, or has waited for `patience_s`. Leases of resident models go first; but when
+    the first in line has waited for `patience_s` in all, the least recently leased are closed to new leases
+    and go with their last.
 
     `clock` must run at the pace of the event loop's. `executor` is for tests; the pool closes it either way.
     """
@@ -127,7 +128,7 @@ class ModelPool(Generic[P, S]):
         pin_budget_bytes: int | None = None,
         max_parallel_loads: int = 2,
         max_parallel_prepares: int = 8,
-        min_residency_s: float = 5.0,
+        min_residency_s: float = 2.0,
         patience_s: float = 2.0,
         negative_ttl_s: float = 60.0,
         max_waiting: int = 1024,

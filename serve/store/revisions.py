@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -464,13 +464,10 @@ def _cache_in_order(path: Path) -> None:
     """
     if not hasattr(os, "posix_fadvise"):
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        while os.read(descriptor, 8 << 20):
+    with suppress(OSError), path.open("rb", buffering=0) as file:  # it is only for speed
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while file.read(8 << 20):
             pass
-    finally:
-        os.close(descriptor)
 
 
 def content_hash(folder: Path) -> str:

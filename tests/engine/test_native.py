@@ -149,7 +149,7 @@ def test_a_place_is_ready_before_the_next_model_comes() -> None:
         if thread.name == "place":
             thread.join()
     size = slot_bytes(shape, "float32", tied=True)
-    assert len(_Place._spare[size]) == 1
+    assert size in _Place._spare
 
 
 def test_int8_costs_less_than_a_percent_of_perplexity() -> None:
@@ -186,6 +186,39 @@ def test_extreme_draws_stay_within_the_tokens_that_have_mass() -> None:
     assert draw(logits, [Draw([below_one], 1, 1, banned=900)])[0][0] == 700
 
 
+def test_a_banned_token_far_above_all_others_leaves_their_distribution_as_it_is() -> None:
+    """Relative to it every other mass would be 0; ten equal tokens must come in equal parts (chi-square, 1 - 1e-6)."""
+    logits = torch.full((1, 1000), -50.0)
+    logits[0, 300:310] = 0.0
+    logits[0, 307] = 11.0
+    draws = 9000
+    counts = torch.zeros(1000)
+    for i in range(draws):
+        counts[draw(logits, [Draw([(i + 0.5) / draws], 0.1, 1.0, banned=307)])[0][0]] += 1
+    assert counts[307] == 0
+    wanted = torch.tensor([float(i != 307) for i in range(300, 310)]) * draws / 9
+    assert torch.allclose(counts[300:310], wanted, atol=2)
+
+
+def test_a_banned_token_beyond_the_vocabulary_is_nobody() -> None:
+    for vocab in (1, 256, 768):
+        logits = torch.zeros(1, vocab)
+        for temperature in (0.0, 1.0):
+            assert 0 <= draw(logits, [Draw([0.5], temperature, 0.9, banned=vocab)])[0][0] < vocab
+    assert draw(torch.zeros(1, 1), [Draw([0.5], 0, 1, banned=0)])[0][0] == 0
+
+
+@pytest.mark.parametrize("size", [1e5, 3e5, 1e8, 1e15])
+def test_activations_of_any_size_come_out_as_transformers_has_them(size: float) -> None:
+    config = GPT2Config(**SHAPES["small"], bos_token_id=0, eos_token_id=0)
+    made = model(config, 0)
+    made.transformer.h[1].mlp.c_fc.bias.data[:] = size
+    backend = NativeBackend(GPT2Shape.from_config(config.to_dict()), 1, 1, "float32", tied=True)
+    backend.write(backend.acquire(), tensors_of(made, torch.float32))
+    got = backend.forward([Span(0, 0, 0, [1, 2, 3], wants_all_logits=True)])
+    torch.testing.assert_close(got, reference(made, torch.float32, [1, 2, 3]), atol=1e-3, rtol=1e-3)
+
+
 def test_a_row_without_a_draw_in_the_nucleus_says_so() -> None:
     logits = torch.tensor([[4.0, 0.0, 0.0, 0.0]])
     assert draw(logits, [Draw([0.999, 0.998], 1, 0.5)])[0][0] == UNDECIDED
@@ -199,6 +232,34 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(poison: float, plac
     logits[1, place] = poison
     tokens = [token for token, _ in draw(logits, [Draw([0.5], 1, 0.9)] * 2)]
     assert tokens[0] >= 0 and tokens[1] == NOT_FINITE
+
+
+EXITING = """
+import threading, torch
+from transformers import GPT2Config
+from tests.engine.test_native import SHAPES, model, tensors_of
+from serve.engine.backend import Span
+from serve.engine.native.backend import NativeBackend
+from serve.shape import GPT2Shape
+config = GPT2Config(**SHAPES["scaled by layer"], bos_token_id=0, eos_token_id=0)
+backend = NativeBackend(GPT2Shape.from_config(config.to_dict()), 1, 8, "float32", tied=True)
+backend.write(backend.acquire(), tensors_of(model(config, 0), torch.float32))
+started = threading.Event()
+def step():
+    while True:
+        backend.forward([Span(0, row, 0, list(range(100))) for row in range(8)])
+        started.set()
+threading.Thread(target=step, daemon=True).start()
+started.wait()
+"""
+
+
+def test_a_program_that_ends_amid_a_step_ends_well() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", EXITING], cwd=root, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 CROWDED = """

@@ -167,10 +167,10 @@ def test_texts_that_lost_their_rows_on_the_way_are_those_of_transformers(tmp_pat
 def test_idleness_is_not_saved_and_leads_are_forgotten_beyond_a_bound() -> None:
     counters: TokenCounters[str] = TokenCounters()
     counters.enter("busy")
-    counters.charge("busy", 500)
+    counters.charge({"busy": 500})
     counters.enter("late")
     assert counters.served("late") == 500
-    counters.charge("busy", 1e9)
+    counters.charge({"busy": 1e9})
     assert counters.served("busy") == 500 + MEMORY
     counters.leave("late")
     counters.leave("busy")

@@ -479,7 +479,7 @@ def test_a_just_loaded_model_is_spared_until_it_was_used(make_world: MakeWorld) 
 
 
 def test_a_just_loaded_model_is_spared_until_the_time_has_passed(make_world: MakeWorld) -> None:
-    world = make_world(budget_bytes=2, min_residency_s=5.0)
+    world = make_world(budget_bytes=2, min_residency_s=5.0, patience_s=10.0)
     holder = world.lease("ada")
     world.finish("prepare ada", "load ada")
     world.lease("bob").cancel()

@@ -7,6 +7,7 @@ of its size, and one place more than is in use is made ready beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import threading
@@ -49,12 +50,15 @@ class NativeBackend:
         self._runner = loaded.rookery_runner_new(
             c_shape, FORMATS[weights], self._keys.data_ptr(), self._values.data_ptr(), num_kv_rows
         )
-        weakref.finalize(self, _free, loaded, self._layout, self._runner)
+        finalizer = weakref.finalize(self, _free, loaded, self._layout, self._runner)
+        finalizer.atexit = False  # a step may be under way when the program ends
 
     def acquire(self) -> int:
         return self._slots.acquire()
 
     def write(self, slot: int, tensors: Mapping[str, Tensor]) -> None:
+        expected = self.shape.tensor_shapes()
+        assert all(tuple(tensors[name].shape) == expected[name] for name in self._names()), "not this layout's tensors"
         place = self._places[slot]
         if place is None:
             place = self._places[slot] = _Place.take(self._num_bytes)
@@ -133,14 +137,15 @@ class NativeBackend:
 class _Place:
     """Memory of one slot, on a huge page's border."""
 
-    _spare: dict[int, list[_Place]] = {}
+    _spare: dict[int, _Place] = {}
     _preparing: set[int] = set()
     _lock = threading.Lock()
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without them
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         start = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
 
@@ -148,16 +153,15 @@ class _Place:
     def take(cls, size: int) -> _Place:
         """Memory that is ready for a slot of this size, else fresh. What slots of other sizes left goes first."""
         with cls._lock:
-            if cls._spare.get(size):
-                return cls._spare[size].pop()
+            place = cls._spare.pop(size, None)
             cls._spare.clear()
-        return cls(size)
+        return place or cls(size)
 
     @classmethod
     def prepare(cls, size: int) -> None:
         """Have one place of this size ready soon."""
         with cls._lock:
-            if cls._spare.get(size) or size in cls._preparing:
+            if size in cls._spare or size in cls._preparing:
                 return
             cls._preparing.add(size)
         threading.Thread(target=cls._prepare, args=[size], name="place", daemon=True).start()
@@ -176,9 +180,9 @@ class _Place:
                 cls._preparing.discard(size)
 
     def give_back(self) -> None:
-        """Keep it for the next slot of its size."""
+        """Keep it for the next slot of its size, but one of each size at most."""
         with self._lock:
-            self._spare.setdefault(self.size, []).append(self)
+            self._spare[self.size] = self
 
 
 def slot_bytes(shape: GPT2Shape, weights: str, *, tied: bool) -> int:

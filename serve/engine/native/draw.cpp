@@ -56,18 +56,24 @@ double mass_above(const Scratch& s, int vocab_size, float bar) {
   return total;
 }
 
-// Fills the scratch with e^((logit - largest) x inverse); the sum of it all.
-double weigh(const float* logits, int vocab_size, float largest, float inverse, Scratch& s) {
+// The lanes from token `at` on, without the banned one.
+__mmask16 allowed(int at, int vocab_size, int banned) {
+  const __mmask16 mask = first(vocab_size - at);
+  return banned >= at && banned < at + 16 ? __mmask16(mask & ~(1u << (banned - at))) : mask;
+}
+
+// Fills the scratch with e^((logit - largest) x inverse), 0 for the banned token; the sum of it all.
+double weigh(const float* logits, int vocab_size, float largest, float inverse, int banned, Scratch& s) {
   double total = 0;
   for (int begin = 0, block = 0; begin < vocab_size; begin += kBlock, ++block) {
     __m512 sum = _mm512_setzero_ps();
     const int end = std::min(vocab_size, begin + kBlock);
     for (int i = begin; i < end; i += 16) {
-      const __mmask16 mask = first(end - i);
+      const __mmask16 mask = allowed(i, end, banned);
       const __m512 below = _mm512_sub_ps(load(logits + i, mask), _mm512_set1_ps(largest));
       const __m512 scaled = _mm512_max_ps(_mm512_mul_ps(below, _mm512_set1_ps(inverse)), _mm512_set1_ps(-150.0f));
       const __m512 mass = _mm512_maskz_mov_ps(mask, exp(scaled));
-      store(&s.masses[i], mass, mask);
+      store(&s.masses[i], mass, first(end - i));
       sum = _mm512_add_ps(sum, mass);
     }
     s.blocks[block] = _mm512_reduce_add_ps(sum);
@@ -80,8 +86,7 @@ int likeliest(const float* logits, int vocab_size, int banned) {
   int best = banned == 0 ? 1 : 0;
   __m512 most = _mm512_set1_ps(-INFINITY);
   for (int i = 0; i < vocab_size; i += 16) {
-    __mmask16 mask = first(vocab_size - i);
-    if (banned >= i && banned < i + 16) mask &= ~(1u << (banned - i));
+    const __mmask16 mask = allowed(i, vocab_size, banned);
     const __m512 x = load(logits + i, mask);
     if (_mm512_mask_cmp_ps_mask(mask, x, most, _CMP_GT_OQ)) {
       for (int lane = 0; lane < 16; ++lane) {
@@ -95,11 +100,13 @@ int likeliest(const float* logits, int vocab_size, int banned) {
 }
 
 void draw_row(Draw& row, int vocab_size, int num_attempts, Scratch& s) {
-  __m512 largest = _mm512_set1_ps(-INFINITY), strange = _mm512_setzero_ps();
+  const int banned = row.banned < vocab_size && vocab_size > 1 ? row.banned : -1;
+  __m512 largest = _mm512_set1_ps(-INFINITY), largest_allowed = largest, strange = _mm512_setzero_ps();
   for (int i = 0; i < vocab_size; i += 16) {
     const __mmask16 mask = first(vocab_size - i);
     const __m512 x = load(row.logits + i, mask);
     largest = _mm512_mask_max_ps(largest, mask, largest, x);
+    largest_allowed = _mm512_mask_max_ps(largest_allowed, allowed(i, vocab_size, banned), largest_allowed, x);
     const __mmask16 bad = _mm512_cmp_ps_mask(_mm512_abs_ps(x), _mm512_set1_ps(kMaxLogit), _CMP_NLT_UQ);
     strange = _mm512_mask_mov_ps(strange, bad, _mm512_set1_ps(1.0f));
   }
@@ -109,18 +116,17 @@ void draw_row(Draw& row, int vocab_size, int num_attempts, Scratch& s) {
     return;
   }
   const float top = _mm512_reduce_max_ps(largest);
-  const double sum = weigh(row.logits, vocab_size, top, 1.0f, s);
+  const double sum = weigh(row.logits, vocab_size, top, 1.0f, -1, s);
   const auto answer = [&](int token) {
     row.token = token;
     row.logprob = float(double(row.logits[token]) - top - std::log(sum));
   };
-  if (row.greedy) return answer(likeliest(row.logits, vocab_size, row.banned));
-  double total = row.inverse_temperature == 1.0f
-                     ? sum
-                     : weigh(row.logits, vocab_size, top, row.inverse_temperature, s);
-  if (row.banned >= 0) {
-    float& mass = s.masses[row.banned];
-    total -= mass, s.blocks[row.banned / kBlock] -= mass, mass = 0;
+  if (row.greedy) return answer(likeliest(row.logits, vocab_size, banned));
+  double total = sum;
+  if (row.inverse_temperature != 1.0f || banned >= 0) {
+    // Relative to the likeliest that is allowed: beside a banned one far above, all others would be 0.
+    const float bar = _mm512_reduce_max_ps(largest_allowed);
+    total = weigh(row.logits, vocab_size, bar, row.inverse_temperature, banned, s);
   }
   for (int attempt = 0; attempt < num_attempts; ++attempt) {
     const int token = find(s, vocab_size, row.uniforms[attempt] * total);

@@ -12,6 +12,9 @@ using namespace rookery;
 
 extern "C" {
 
+// Of the functions and structures; library.py must have the same number.
+int32_t rookery_abi() { return 1; }
+
 // Whether this processor has the instructions that a format needs.
 int32_t rookery_supports(int32_t format) {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||

@@ -14,6 +14,7 @@ from ctypes import POINTER, Structure, c_float, c_int32, c_uint64, c_void_p
 
 import torch
 
+ABI = 1  # of library.cpp: changes with every function and structure below
 FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
 SOURCE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -89,6 +90,8 @@ def library() -> ctypes.CDLL | None:
     if spec is None or spec.origin is None:
         return None
     loaded = ctypes.CDLL(spec.origin)
+    if not hasattr(loaded, "rookery_abi") or loaded.rookery_abi() != ABI:
+        return None  # built from other sources: `make install` builds it anew
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(loaded, f"rookery_{name}")
         function.restype, function.argtypes = result, arguments

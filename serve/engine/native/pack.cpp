@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 #include <functional>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -336,7 +337,11 @@ void pack_as(const Layout& layout, char* slot, const Source* sources, int num_th
     _mm_sfence();  // the streamed lines are there for whoever steps next
   };
   std::vector<std::thread> helpers;
-  for (int i = 1; i < num_threads; ++i) helpers.emplace_back(work);
+  try {
+    for (int i = 1; i < num_threads; ++i) helpers.emplace_back(work);
+  } catch (const std::system_error&) {
+    // No more threads are to be had: those that are there do it all.
+  }
   work();
   for (auto& helper : helpers) helper.join();
 }

@@ -45,6 +45,7 @@ inline __m128 sums_of(const __m512* four) {
 
 // e^x to about 1 ulp. Source: Cody and Waite's reduction, x = n ln 2 + r, and the Taylor polynomial of e^r to r^6.
 inline __m512 exp(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x);  // below all is 0; NaN stays NaN in this order
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
