@@ -21,6 +21,7 @@ from rich.console import Console
 
 from deployments import show
 from deployments.client import Client, Json
+from deployments.haproxy import free_port
 from serve.errors import RookeryError, StoreUnavailable, TrainingFailed
 from serve.settings import BadSetting, Settings
 from serve.types import JobStatus
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, so the service ends too
     try:
-        port = options.port if _is_free(options.port) else _free_port()
+        port = options.port if _is_free(options.port) else free_port()
         data: Path = options.data or Settings.from_env().data
         with _service(port, data) as process, Client(f"http://127.0.0.1:{port}") as client:
             _show_demo(console, client, process, data)
@@ -179,13 +180,6 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def switches(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # ours are at /metrics; Ray's cost a log line a request
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # takes 30,000 pieces a second; four would only wake each other
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",  # a stream may be older than the gateway that came last
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),  # Ray's own 8500 may be another service's
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # Ray's own 8500 may be another service's
     }
 
 
@@ -78,7 +78,7 @@ def _become(folder: Path, binary: str, arguments: Sequence[str]) -> None:
     os.execv(binary, [binary, *arguments])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -37,15 +37,6 @@ class Http:
 
 
 async def _complete(client: httpx.AsyncClient, model_id: str, work: Work, seed: int) -> int:
-    body = {
-        "model": model_id,
-        "prompt": list(work.prompt_ids),
-        "max_tokens": work.num_tokens,
-        "min_tokens": work.num_tokens,
-        "top_p": work.top_p,
-        "temperature": work.temperature,
-        "seed": seed,
-    }
-    answer = await client.post("/v1/completions", json=body)
+    answer = await client.post("/v1/completions", json=work.completion(model_id, seed))
     answer.raise_for_status()
     return int(answer.json()["usage"]["completion_tokens"])

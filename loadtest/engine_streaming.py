@@ -127,17 +127,7 @@ class Http:
 
 def _request(model_id: str, work: Work, seed: int) -> bytes:
     body = json.dumps(
-        {
-            "model": model_id,
-            "prompt": list(work.prompt_ids),
-            "max_tokens": work.num_tokens,
-            "min_tokens": work.num_tokens,
-            "top_p": work.top_p,
-            "temperature": work.temperature,
-            "seed": seed,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+        work.completion(model_id, seed) | {"stream": True, "stream_options": {"include_usage": True}}
     ).encode()
     head = (
         f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"

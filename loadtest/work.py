@@ -26,6 +26,18 @@ class Work:
     top_p: float = 0.95
     temperature: float = 1.0
 
+    def completion(self, model_id: str, seed: int) -> dict[str, object]:
+        """The body of an OpenAI completion request for it."""
+        return {
+            "model": model_id,
+            "prompt": list(self.prompt_ids),
+            "max_tokens": self.num_tokens,
+            "min_tokens": self.num_tokens,
+            "top_p": self.top_p,
+            "temperature": self.temperature,
+            "seed": seed,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Case:

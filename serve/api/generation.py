@@ -31,7 +31,6 @@ MAX_NEW_TOKENS = 2048  # the longest context of any GPT-2 we serve; the model's 
 MAX_TOKEN_ID = 299_999
 MAX_STOP_CHARS = 64
 MIN_SEED, MAX_SEED = -(2**63), 2**64 - 1
-_COLDEST = 0.01  # a temperature below overflows the logits; at this one sampling is greedy in all but name
 _LOWEST_LOGPROB = -9999.0  # JSON has no -inf; OpenAI's own floor
 
 
@@ -237,11 +236,6 @@ def check_model_id(model_id: str) -> str:
 def pick_seed(seed: int | None) -> int:
     """The caller's, as 64 unsigned bits; else a random one that a JavaScript number can hold exactly."""
     return secrets.randbits(53) if seed is None else seed & MAX_SEED
-
-
-def warm(temperature: float) -> float:
-    """0 stays 0 (greedy); what lies closer to it than numbers allow is raised."""
-    return 0.0 if temperature == 0 else max(temperature, _COLDEST)
 
 
 def finite(logprob: float | None) -> float | None:

@@ -28,7 +28,6 @@ from serve.api.generation import (
     finite,
     pick_seed,
     timing_headers,
-    warm,
     while_wanted,
 )
 from serve.api.service import Service
@@ -186,7 +185,7 @@ def _to_request(
 def _sampling(parameters: Parameters) -> SamplingOverrides:
     sampling: SamplingOverrides = {}
     if parameters.temperature is not None:
-        sampling["temperature"] = warm(parameters.temperature)
+        sampling["temperature"] = parameters.temperature
     elif parameters.is_greedy:
         sampling["temperature"] = 0.0
     if parameters.max_new_tokens is not None:

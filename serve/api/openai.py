@@ -29,7 +29,6 @@ from serve.api.generation import (
     finite,
     pick_seed,
     timing_headers,
-    warm,
     while_wanted,
 )
 from serve.api.service import Service
@@ -208,7 +207,7 @@ def _sampling(body: CompletionBody) -> SamplingOverrides:
     # A generator writes at least one token; where none was asked for, the answer leaves it out.
     sampling: SamplingOverrides = {"max_new_tokens": max(1, max_new_tokens), "stop": as_tuple(body.stop)}
     if body.temperature is not None:
-        sampling["temperature"] = warm(body.temperature)
+        sampling["temperature"] = body.temperature
     if body.top_k is not None:
         sampling["top_k"] = body.top_k
     if body.top_p is not None:

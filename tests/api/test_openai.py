@@ -81,7 +81,7 @@ async def test_every_parameter_reaches_the_generator(ai: AsyncOpenAI, world: Wor
     [request] = world.generator.requests
     assert request.sampling == {
         "max_new_tokens": 9,
-        "temperature": 0.01,
+        "temperature": 0.001,
         "top_p": 0.9,
         "frequency_penalty": 0.1,
         "presence_penalty": -0.1,

@@ -127,6 +127,18 @@ def test_a_row_s_choice_does_not_depend_on_its_batch(params: list[SamplingParams
         assert alone.logprob == pytest.approx(together[i].logprob, abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1e-2, 1e-3, 1e-45, 5e-324])
+def test_a_temperature_next_to_0_overflows_nothing(temperature: float) -> None:
+    """Below 0.01 all is greedy but for rounding: the likeliest by 1.0 loses once in e^100."""
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 17] = 1.0
+    for params in (SamplingParams(temperature=temperature), SamplingParams(temperature=temperature, top_p=0.9)):
+        rows = [row(params, position=i) for i in range(50)]
+        many = logits.expand(50, -1)
+        assert {token.token_id for token in sample(many, rows)} == {17}
+        assert set(choose(many, rows).tolist()) == {17}
+
+
 def test_repetition_penalty_is_transformers_own() -> None:
     logits, seen = logits_of(3), [5, 6, 6, 7]
     expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits.clone())

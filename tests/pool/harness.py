@@ -210,3 +210,6 @@ class World:
         closing.result()
         assert not self.loader.slots
         self.loop.close()
+
+
+MakeWorld = Callable[..., World]
