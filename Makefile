@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu clean
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs clean
 
 install: $(INSTALLED)
 
@@ -38,6 +38,20 @@ bench-thrash: $(INSTALLED)
 # Needs a CUDA device; says so, with status 2, where there is none.
 bench-gpu: $(INSTALLED)
 	@$(BIN)/python -m loadtest.engine_gpu
+
+# Against transformers' Trainer on the same texts; ends with one JSON line.
+bench-train: $(INSTALLED)
+	$(BIN)/python -m loadtest.train_bench $(ARGS)
+
+# Ten bots judged; needs tweets: make quality ARGS="--tweets FOLDER"
+quality: $(INSTALLED)
+	@$(BIN)/python -m loadtest.train_quality $(ARGS)
+
+# Trainers killed at random, on either database; ends with one JSON line.
+KILLS ?= 200
+DB ?= sqlite
+chaos-jobs: $(INSTALLED)
+	@$(BIN)/python -m tests.faults.chaos_jobs --kills $(KILLS) --db $(DB) $(ARGS)
 
 # Not .rookery: bots and jobs live there.
 clean:

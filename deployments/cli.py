@@ -11,14 +11,15 @@ import threading
 import time
 import webbrowser
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from deployments import show
-from deployments.client import Client, ServerUnreachable
+from deployments.client import Client, Refused, ServerUnreachable
 from serve.errors import RookeryError
 from serve.settings import BadSetting, Settings
 from serve.types import MAX_CHOICES, JobStatus
@@ -44,6 +45,12 @@ _Model = Annotated[str, typer.Argument(metavar="MODEL", help="For example huggin
 _DEFAULT_URL = Settings().url
 _NUM_JOBS = 20
 _EXIT_REFUSED, _EXIT_NO_SERVER, _EXIT_INTERRUPTED = 1, 3, 130
+
+
+class _Priority(StrEnum):
+    LOW = "low"
+    NORMAL = "normal"
+    HIGH = "high"
 
 
 # --- The service ------------------------------------------------------------------------------------------
@@ -106,11 +113,10 @@ def preview(
     report = dataset.preview(archives, handle)
     if as_json:
         return _print_json(report)
-    console.print(show.facts_table({"format": report["format"], "status": report["status"]}))
+    console.print(show.preview_table(report))
     for one in report.get("archives", [report]):
         console.print(show.counts_table({one["handle"] or "?": one}))
-    if report["left_out"]:
-        console.print(show.facts_table({f"left out, {why}": count for why, count in report["left_out"].items()}))
+    console.print(show.left_out_table(report))
     show.show_texts(console, "", report.get("samples", []))
 
 
@@ -123,6 +129,13 @@ def train(
     base: Annotated[str | None, typer.Option(help="The base model; the server has a default.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50, help="How often each post is learnt (4).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and archive make the same bot.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Posts to judge by; else a tenth of the archive.")
+    ] = None,
+    priority: Annotated[_Priority, typer.Option(help="Jobs of a higher one go first.")] = _Priority.NORMAL,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="A name of this request: repeated under it, it gives the same job.")
+    ] = None,
     wait: Annotated[
         bool | None, typer.Option("--wait/--no-wait", help="Stay until the bot is ready; the default in a terminal.")
     ] = None,
@@ -133,9 +146,9 @@ def train(
     handles = handles or []
     if len(handles) > len(archives):
         raise typer.BadParameter(f"{len(handles)} handles for {len(archives)} archives.", param_hint="--handle")
-    options = {"base_model": base, "n_epochs": epochs, "seed": seed}
+    options = {"base_model": base, "n_epochs": epochs, "seed": seed, "priority": priority.value}
     with Client(url) as client:
-        job = client.create_bot(archives, handles, options)
+        job = client.create_bot(archives, handles, options, validation=validation, key=idempotency_key)
         if wait is None:
             wait = console.is_terminal and not as_json
         if wait:
@@ -149,22 +162,31 @@ def train(
 
 @app.command()
 def jobs(
-    job_id: Annotated[str | None, typer.Argument(metavar="[JOB]", help="One job; all without it.")] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ACTION] JOB", help="A job; before it perhaps pause, resume, cancel or events."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Cancel the job.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", hidden=True)] = False,
     limit: _Limit = _NUM_JOBS,
     url: _Url = _DEFAULT_URL,
     as_json: _AsJson = False,
 ) -> None:
-    """List training jobs, or look at one, wait for it or cancel it."""
+    """List training jobs; look at one, wait for it, pause, resume or cancel it, or read its history."""
+    action, job_id = _job_words(words or [])
+    if cancel:
+        action = "cancel"
     with Client(url) as client:
         if job_id is None:
-            if wait or cancel:
+            if wait or action:
                 raise typer.BadParameter("name the job.", param_hint="JOB")
             listed = client.list_jobs(limit=limit)
             return _print_json(listed) if as_json else console.print(show.jobs_table(listed["data"]))
-        if cancel:
-            client.cancel_job(job_id)
+        if action == "events":
+            listed = client.list_events(job_id, limit=limit)
+            return _print_json(listed) if as_json else console.print(show.events_table(listed["data"][::-1]))
+        if action:
+            client.change_job(job_id, action)
         if wait:
             return _follow(client, job_id, as_json)
         view = client.view_job(job_id)
@@ -173,6 +195,36 @@ def jobs(
     console.print(show.jobs_table([view.job]))
     console.print(show.plain(view.said), markup=False, soft_wrap=True)
     show.show_result(console, view.job)
+
+
+def _job_words(words: list[str]) -> tuple[Literal["pause", "resume", "cancel", "events"] | None, str | None]:
+    match words:
+        case []:
+            return None, None
+        case [("pause" | "resume" | "cancel" | "events") as action]:
+            return action, None
+        case [("pause" | "resume" | "cancel" | "events") as action, job_id]:
+            return action, job_id
+        case [job_id]:
+            return None, job_id
+    raise typer.BadParameter("write: rookery jobs [pause|resume|cancel|events] JOB.", param_hint="JOB")
+
+
+@app.command()
+def runs(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="A job that has made a model.")],
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Tell what a job used and made: its runs, their data sets, settings, results and examples."""
+    with Client(url) as client:
+        listed = client.list_runs(job_id)
+    if as_json:
+        return _print_json(listed)
+    for run in listed["data"]:
+        show.show_run(console, run)
+    if not listed["data"]:
+        console.print("Nothing is recorded before a job has succeeded.")
 
 
 def _follow(client: Client, job_id: str, as_json: bool) -> None:
@@ -199,6 +251,27 @@ def _follow(client: Client, job_id: str, as_json: bool) -> None:
         console.print(
             f'{model} is ready. Try: rookery generate {model} "My dream is" -n 5', markup=False, soft_wrap=True
         )
+
+
+@app.command()
+def reproduce(
+    model: _Model,
+    archives: Annotated[
+        list[Path] | None,
+        typer.Option("--archive", exists=True, dir_okay=False, help="What it was made from, if that is not kept."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Keep the model that is made, in here.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse where anything is not as it was.")] = False,
+    data: _Data = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Train a model again as it was trained, and compare the weights; no server is needed."""
+    from deployments.reproduce import print_reproduction, reproduce_model
+
+    done = reproduce_model(_settings(data), model, archives or [], out=out, strict=strict)
+    print_reproduction(done, console, as_json=as_json)
+    if not done.equal:
+        raise typer.Exit(_EXIT_REFUSED)
 
 
 # --- Using bots -------------------------------------------------------------------------------------------
@@ -278,6 +351,42 @@ def show_model(model: _Model, url: _Url = _DEFAULT_URL, as_json: _AsJson = False
     )
     if info["counts"]:
         console.print(show.counts_table(info["counts"]))
+
+
+@app.command()
+def versions(model: _Model, url: _Url = _DEFAULT_URL, as_json: _AsJson = False) -> None:
+    """List the versions of a model; each one answers as MODEL@REVISION."""
+    with Client(url) as client:
+        listed = client.list_versions(model)
+    if as_json:
+        return _print_json(listed)
+    console.print(show.versions_table(listed["data"]))
+
+
+@app.command()
+def rollback(
+    model: _Model,
+    revision: Annotated[str | None, typer.Argument(help="The one before, if none is named.")] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Have an earlier version of a model answer under its name; nothing is deleted."""
+    with Client(url) as client:
+        if revision is None:
+            revision = _find_earlier(client.list_versions(model)["data"], model)
+        version = client.roll_back(model, revision)
+    if as_json:
+        return _print_json(version)
+    console.print(f"{version['model']} is now revision {version['revision']}.", markup=False, soft_wrap=True)
+
+
+def _find_earlier(listed: list[dict[str, Any]], model: str) -> str:
+    """Of finished models, newest first, the one after the one that answers now."""
+    finished = [one for one in listed if one["step"] is None]
+    position = next((i for i, one in enumerate(finished) if one["is_main"]), 0)
+    if position + 1 >= len(finished):
+        raise Refused(f"'{model}' has no version before the one that answers now; see: rookery versions {model}")
+    return str(finished[position + 1]["revision"])
 
 
 @app.command("rm")

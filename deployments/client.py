@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 
@@ -24,6 +25,8 @@ Json = dict[str, Any]
 _TIMEOUT = httpx.Timeout(660.0, connect=10.0)  # the server itself gives a generation up after 600 s
 _POLL_S = 0.5
 _PATIENCE_S = 60.0  # a server that restarts takes up its jobs again; so long is one followed unseen
+_UPLOAD_TRIES = 3
+_UPLOAD_PAUSE_S = 1.0  # before the second try, twice that before the third
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -31,6 +34,10 @@ class ServerUnreachable(RookeryError):
     """There is nothing at the address, it went silent, or it is no server of ours."""
 
     code = "server_unreachable"
+
+
+class AnswerLost(ServerUnreachable):
+    """The connection broke off when the request may have arrived."""
 
 
 class Refused(RookeryError):
@@ -83,6 +90,12 @@ class Client:
     def delete_model(self, model_id: str) -> Json:
         return self._call("DELETE", _model_path(model_id))
 
+    def list_versions(self, model_id: str) -> Json:
+        return self._call("GET", f"{_model_path(model_id)}/versions")
+
+    def roll_back(self, model_id: str, revision: str) -> Json:
+        return self._call("POST", f"{_model_path(model_id)}/rollback", json={"revision": revision})
+
     def list_residents(self) -> Json:
         return self._call("GET", "/v1/residents")
 
@@ -111,12 +124,35 @@ class Client:
 
     # --- Jobs ---------------------------------------------------------------------------------------------
 
-    def create_bot(self, archives: Sequence[Path], handles: Sequence[str], options: Mapping[str, Any]) -> Json:
-        """Uploads `archives`, their owners' `handles` in the same order, and starts a training job."""
-        fields: dict[str, Any] = {name: str(value) for name, value in options.items() if value is not None}
+    def create_bot(
+        self,
+        archives: Sequence[Path],
+        handles: Sequence[str],
+        options: Mapping[str, Any],
+        *,
+        validation: Path | None = None,
+        key: str | None = None,
+    ) -> Json:
+        """Uploads `archives`, their owners' `handles` in the same order, and starts a training job.
+
+        Where the answer is lost, it tries again under the same `key`, by which the server knows its job.
+        """
+        key = key or str(uuid4())
+        fields = {name: str(value) for name, value in options.items() if value is not None}
+        parts = [("archive", path) for path in archives] + ([("validation", validation)] if validation else [])
+        for number in range(1, _UPLOAD_TRIES + 1):
+            try:
+                return self._post_files("/v1/bots", parts, {**fields, "handle": list(handles)}, key)
+            except AnswerLost:
+                if number == _UPLOAD_TRIES:
+                    raise
+                time.sleep(number * _UPLOAD_PAUSE_S)
+        raise AssertionError("unreachable")
+
+    def _post_files(self, path: str, parts: Sequence[tuple[str, Path]], fields: Mapping[str, Any], key: str) -> Json:
         with ExitStack() as stack:
-            files = [("archive", (path.name, stack.enter_context(path.open("rb")))) for path in archives]
-            return self._call("POST", "/v1/bots", files=files, data={**fields, "handle": list(handles)})
+            files = [(name, (file.name, stack.enter_context(file.open("rb")))) for name, file in parts]
+            return self._call("POST", path, files=files, data=fields, headers={"idempotency-key": key})
 
     def list_jobs(self, *, limit: int) -> Json:
         return self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})
@@ -124,12 +160,19 @@ class Client:
     def get_job(self, job_id: str) -> Json:
         return self._call("GET", _job_path(job_id))
 
-    def cancel_job(self, job_id: str) -> Json:
-        return self._call("POST", f"{_job_path(job_id)}/cancel")
+    def change_job(self, job_id: str, change: Literal["pause", "resume", "cancel"]) -> Json:
+        return self._call("POST", f"{_job_path(job_id)}/{change}")
+
+    def list_events(self, job_id: str, *, limit: int) -> Json:
+        """Newest first."""
+        return self._call("GET", f"{_job_path(job_id)}/events", params={"limit": limit})
+
+    def list_runs(self, job_id: str) -> Json:
+        return self._call("GET", f"{_job_path(job_id)}/runs")
 
     def view_job(self, job_id: str) -> JobView:
         job = self.get_job(job_id)
-        events = self._call("GET", f"{_job_path(job_id)}/events", params={"limit": 20})["data"]  # newest first
+        events = self.list_events(job_id, limit=20)["data"]
         said = next((event["message"] for event in events if event["type"] == "message"), job["status"])
         metrics: Json = next((event["data"] for event in events if event["type"] == "metrics"), {})
         return JobView(job, said, metrics)
@@ -165,7 +208,9 @@ class Client:
                     raise _refusal(self.url, response.status_code, response.read())
                 yield response
         except httpx.HTTPError as exc:
-            raise ServerUnreachable(
+            broke_off = isinstance(exc, httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError)
+            kind = AnswerLost if broke_off else ServerUnreachable
+            raise kind(
                 f"No answer from {self.url} ({type(exc).__name__}). Start the service with 'rookery up', or name "
                 "another one with --url or ROOKERY_URL."
             ) from exc

@@ -31,6 +31,7 @@ from serve.api.app import build_api
 from serve.errors import Overloaded, RookeryError, StoreUnavailable
 from serve.metrics import Metrics
 from serve.store.opening import open_store
+from serve.training.dataset import preview
 from serve.types import Delta, GenerationRequest, Resident
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Gateway:
             default_base=self._settings.base,
             metrics=Metrics(part="api"),
             extra_metrics=self._generator.metrics_text,
+            preview=preview,
             sends_request_id=False,  # Ray Serve does
         )
 

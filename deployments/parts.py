@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 
+from serve.database.connection import Database
 from serve.settings import Settings
 from serve.store.opening import EMBEDDED, open_store
-from serve.training.database import Database
-from serve.training.jobs import JobStore
-from serve.training.options import RunOptions
+from serve.training.jobs.options import RunOptions
+from serve.training.jobs.store import JobStore
 
 
 def read_settings(overrides: Mapping[str, str]) -> Settings:
@@ -27,9 +28,10 @@ def read_settings(overrides: Mapping[str, str]) -> Settings:
 def open_jobs(settings: Settings) -> JobStore:
     """Files and jobs, in the database that `settings` name."""
     options, database = run_options(settings), Database(settings.sql_url)
+    open_with = partial(JobStore, database, options.uploads, max_jobs_per_key=settings.max_jobs_per_key or None)
     if settings.hub_enabled:
-        return JobStore(database, options.uploads)  # a base that is not here may be there: the job will ask
-    return JobStore(database, options.uploads, check_base=open_store(settings).resolve)
+        return open_with()  # a base that is not here may be there: the job will ask
+    return open_with(check_base=open_store(settings).resolve)
 
 
 def run_options(settings: Settings) -> RunOptions:
@@ -42,4 +44,5 @@ def run_options(settings: Settings) -> RunOptions:
         hub_endpoint=settings.hub_endpoint or None,
         hub_token=settings.hub_token or None,
         num_threads=settings.trainer_threads or None,
+        trackers=settings.trackers,
     )

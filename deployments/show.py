@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,6 +17,25 @@ from deployments.client import JobView
 from serve.types import JobStatus
 
 COUNTS = ("downloaded", "retweets", "short", "kept")
+
+_STATUS = {
+    "ok": "enough to learn from",
+    "warn_few": "little to learn from: the bot will repeat it",
+    "too_few": "too little to learn from",
+}
+WHY_LEFT_OUT = {
+    "retweets": "others' posts, passed on",
+    "short": "fewer than 3 words of their own",
+    "duplicate": "in the archive twice",
+    "superseded_edit": "earlier versions of edited posts",
+    "deleted": "deleted by their author",
+    "community": "written for a community alone",
+    "not_public": "not for everybody to read",
+    "no_text": "without a text",
+    "too_long": "longer than any post can be",
+    "missing": "named in the archive, but not in it",
+    "other_record": "no posts: likes, follows and the like",
+}
 
 # Texts come from archives and models; a terminal must not obey them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -58,6 +78,18 @@ def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
     return table("handle", *(f"{name} " for name in COUNTS), rows=rows)
 
 
+def preview_table(report: Mapping[str, Any]) -> Table:
+    """What an archive is, and whether it is enough."""
+    return facts_table({"format": report["format"], "status": _STATUS.get(report["status"], report["status"])})
+
+
+def left_out_table(report: Mapping[str, Any]) -> Table:
+    """How many records a bot would not learn from, and why."""
+    reasons = {name: report[name] for name in ("retweets", "short")} | dict(report["left_out"])
+    rows = [[f"{count:,}", WHY_LEFT_OUT.get(why, why.replace("_", " "))] for why, count in reasons.items() if count]
+    return table("left out ", "because", rows=rows)
+
+
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [model["id"], as_bytes(model.get("bytes")), model.get("base_model") or "-", as_date(model.get("created"))]
@@ -76,10 +108,74 @@ def residents_table(residents: Sequence[Mapping[str, Any]]) -> Table:
 
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        [job["id"], job["status"], _whose(job), job["fine_tuned_model"] or "-", as_date(job["created_at"])]
+        [
+            *(job["id"], job["status"], _whose(job), job["fine_tuned_model"] or "-", job.get("priority") or "-"),
+            *(_as_wait(job.get("estimated_finish")), as_date(job["created_at"])),
+        ]
         for job in jobs
     ]
-    return table("job", "status", "handles", "model", "created", rows=rows)
+    return table("job", "status", "handles", "model", "priority", "ready in ", "created", rows=rows)
+
+
+def _as_wait(until: int | None) -> str:
+    return "-" if until is None else _as_minutes(max(0.0, until - time.time()))
+
+
+def _as_minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
+
+
+def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S"), event["level"], event["message"]]
+        for event in events
+    ]
+    return table("time", "level", "message", rows=rows)
+
+
+def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
+    """Newest first, with a word on what each is for."""
+    rows = [
+        [
+            *(one["revision"], as_date(one["created"]), as_bytes(one["bytes"])),
+            *(_as_loss(one["losses"]), one["job_id"] or "-", _role(one)),
+        ]
+        for one in versions
+    ]
+    return table("revision", "created", "size ", "held-out loss ", "job", "", rows=rows)
+
+
+def _as_loss(losses: Mapping[str, float]) -> str:
+    loss = next((losses[name] for name in ("held_out_after", "valid_loss") if losses.get(name) is not None), None)
+    return "-" if loss is None else f"{loss:.3f}"
+
+
+def _role(version: Mapping[str, Any]) -> str:
+    if version["is_main"]:
+        return "answers now"
+    return "" if version["step"] is None else f"checkpoint of step {version['step']:,}"
+
+
+def show_run(console: Console, run: Mapping[str, Any]) -> None:
+    """A run's name, where its data came from and went, its settings and results, and its examples."""
+    console.print(Text(plain(run["name"]), "bold"))
+    lineage = [["used", _type_and_id(one)] for one in run["inputs"]]
+    lineage += [["made", _type_and_id(one)] for one in run["outputs"]]
+    facts = [[name, value] for name, value in [*run["config"].items(), *run["summary"].items()] if _is_plain(value)]
+    made = table("", "", rows=lineage + facts)
+    made.show_header = False
+    console.print(made)
+    if examples := run["tables"].get("examples"):
+        console.print(table(*examples["columns"], rows=examples["data"]))
+
+
+def _type_and_id(artifact: Mapping[str, Any]) -> str:
+    return f"{artifact['type']} {artifact['id']}"
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int | float)
 
 
 def _whose(job: Mapping[str, Any]) -> str:
@@ -155,6 +251,7 @@ class JobProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, tuple[str, int]] = {}  # job id -> phase and quarter of its last line
+        self._held_out: dict[str, float] = {}  # job id -> loss of held-out posts, told once an epoch
 
     def __enter__(self) -> JobProgress:
         self._bars.start()
@@ -166,18 +263,24 @@ class JobProgress:
     def update(self, view: JobView, title: str) -> None:
         """Shows where the job stands."""
         phase, job_id = _phase(view), view.job["id"]
-        total, done = view.metrics.get("total_steps"), view.metrics.get("step", 0)
+        metrics = self._with_held_out(job_id, view.metrics)
+        total, done = metrics.get("total_steps"), metrics.get("step", 0)
         if not self._console.is_terminal:
             stage = phase, 4 * done // total if total else 0
             if self._told.get(job_id) != stage:
                 self._told[job_id] = stage
-                self._console.print(Text(f"{plain(title)} {phase} {_numbers(view.metrics)}".strip()))
+                self._console.print(Text(f"{plain(title)} {phase} {_numbers(metrics)}".strip()))
             return
         if job_id not in self._tasks:
             self._tasks[job_id] = self._bars.add_task(plain(title), total=None, phase=phase, metrics={})
         if view.status is JobStatus.SUCCEEDED:
             total = done = total or 1
-        self._bars.update(self._tasks[job_id], total=total, completed=done, phase=phase, metrics=view.metrics)
+        self._bars.update(self._tasks[job_id], total=total, completed=done, phase=phase, metrics=metrics)
+
+    def _with_held_out(self, job_id: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        if metrics.get("valid_loss") is not None:
+            self._held_out[job_id] = metrics["valid_loss"]
+        return {**metrics, "valid_loss": self._held_out.get(job_id)} if metrics else metrics
 
 
 def _phase(view: JobView) -> str:
@@ -190,9 +293,13 @@ def _phase(view: JobView) -> str:
 
 
 def _numbers(metrics: Mapping[str, Any]) -> str:
-    """`12/80  loss 4.02  0:41 left`; empty before the first step."""
+    """`12/80  loss 4.02  held-out 4.31  0:41 left`; empty before the first step."""
     if not metrics.get("step"):
         return ""
-    minutes, seconds = divmod(round(metrics["seconds_left"]), 60)
-    left = f"  {minutes}:{seconds:02} left" if metrics["step"] < metrics["total_steps"] else ""
-    return f"{metrics['step']}/{metrics['total_steps']}  loss {metrics['train_loss']:.2f}{left}"
+    told = [f"{metrics['step']}/{metrics['total_steps']}"]
+    for name, word in (("train_loss", "loss"), ("valid_loss", "held-out")):
+        if metrics.get(name) is not None:
+            told.append(f"{word} {metrics[name]:.2f}")
+    if metrics["step"] < metrics["total_steps"] and metrics.get("seconds_left") is not None:
+        told.append(f"{_as_minutes(metrics['seconds_left'])} left")
+    return "  ".join(told)

@@ -1,6 +1,7 @@
-"""The replica that trains: one supervisor, which runs each job in a child process. It is called by nobody.
+"""The replica that trains: one supervisor, which runs one job at a time in a child process. It is called by nobody.
 
-Ray gives it next to nothing on purpose: the child leaves a core to the generator and lowers its own priority.
+As many replicas as there are, so many jobs train at once: leases in the job table keep them apart. On CPUs Ray gives
+one next to nothing on purpose: the child lowers its own priority, and generators never wait for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping
 
 from deployments.parts import read_settings, run_options
 from serve.errors import StoreUnavailable
-from serve.training.supervisor import Supervisor
+from serve.training.jobs.supervisor import Supervisor
 
 
 class Trainer:
@@ -29,3 +30,4 @@ class Trainer:
         """Ray awaits it when the replica is stopped: the running job goes back to the queue, its process ends."""
         await self._supervisor.stop()
         await self._running
+        self._supervisor.close()

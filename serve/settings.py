@@ -41,6 +41,8 @@ class Settings:
     hub_token: str = ""
     hub_deadline_s: float = 600.0
     trainer_threads: int = 0  # of a training process; 0: all cores
+    max_jobs_per_key: int = 100  # that have not ended
+    trackers: str = ""  # that are told of every training, with commas between: wandb, trackio
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:

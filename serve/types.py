@@ -234,6 +234,20 @@ class Page(Generic[T]):
     has_more: bool
 
 
+@dataclass(frozen=True, slots=True)
+class RevisionInfo:
+    """One version of a model. `step`: of a checkpoint, which no alias ever named; None for a finished model."""
+
+    model_id: str
+    revision: str
+    created_at: int  # Unix seconds
+    num_bytes: int
+    is_main: bool
+    job_id: str | None = None
+    step: int | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
 class Catalogue(Protocol):
     """Which models exist here. Methods block on disk: call them from a thread."""
 
@@ -251,16 +265,29 @@ class Catalogue(Protocol):
         """The README.md of the newest revision. Raises: ModelNotFound."""
         ...
 
+    def find_picture(self, model_id: str) -> Path:
+        """The file of its preview picture, a PNG. Raises: ModelNotFound when it has none."""
+        ...
+
+    def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
+        """Newest first. Raises: ModelNotFound."""
+        ...
+
+    def roll_back(self, model_id: str, revision: str) -> RevisionInfo:
+        """Makes `main` name a revision that is here. Raises: ModelNotFound; Conflict for a checkpoint or the base."""
+        ...
+
 
 # --- Training ---------------------------------------------------------------------------------------------
 
 
 class JobStatus(StrEnum):
-    """OpenAI's words for the life of a fine-tuning job."""
+    """The life of a fine-tuning job in OpenAI's words."""
 
     VALIDATING = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -270,7 +297,12 @@ class JobStatus(StrEnum):
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
+TRAINING_PURPOSE = "fine-tune"
+RESULTS_PURPOSE = "fine-tune-results"  # of the CSV of a job's metrics
 BOT_PURPOSE = "bot"  # of files that came for one job, and are deleted when it ends
+
+Priority = Literal[-1, 0, 1]
+"""Of a job: jobs of a higher one go first; among equals, callers take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,8 +335,23 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True, slots=True)
+class Integration:
+    """A tracker that is to be told of a job's runs. None: as the server is set up."""
+
+    tracker: Literal["wandb", "trackio"]
+    project: str | None = None
+    entity: str | None = None
+    name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class JobRequest:
-    """What a caller asks for. `suffix` overrides the name after `huggingtweets/`."""
+    """What a caller asks for. `suffix` overrides the name after `huggingtweets/`.
+
+    `validation_file`: the texts of this file are held out; None: a tenth of the training texts. `owner`: whose turn it
+    is, a hash of the API key, never the key.
+    """
 
     base_model: str
     files: tuple[TrainingFile, ...]
@@ -312,6 +359,10 @@ class JobRequest:
     suffix: str | None = None
     seed: int | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    validation_file: str | None = None
+    integrations: tuple[Integration, ...] = ()
+    priority: Priority = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,12 +382,12 @@ class Job:
     error_code: str | None = None
     error_message: str | None = None
     error_param: str | None = None
-    result: Mapping[str, Any] = field(default_factory=dict)  # counts, losses, samples, revision
+    result: Mapping[str, Any] = field(default_factory=dict)  # counts, losses, samples, revision, result_files
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """A line of a job's history. `data` of a `metrics` event: step, total_steps, train_loss, ..."""
+    """A line of a job's history. `data` of a `metrics` event: step, train_loss, valid_loss, learning_rate, ..."""
 
     id: str  # "ftevent-..."
     job_id: str
@@ -345,6 +396,52 @@ class JobEvent:
     message: str
     type: Literal["message", "metrics"] = "message"
     data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A revision from the middle of a training, servable as `model_id`, which names it. `metrics`: as in events."""
+
+    id: str  # "ftckpt-..."
+    job_id: str
+    created_at: int
+    step: int
+    model_id: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One version of what a run used or made. `digest` says what it holds; `type` is one of huggingtweets' four.
+
+    raw-dataset `tweets-<handle>`, train-dataset `dataset-<handle>`, pretrained-model, finetuned-model `<handle>`.
+    """
+
+    type: Literal["raw-dataset", "train-dataset", "pretrained-model", "finetuned-model"]
+    name: str
+    digest: str
+    version: int = 0  # 0 for the first content under this name, then 1, ...
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`@<handle>-preprocess` or `@<handle>-train` of one job. `history`: column -> values, a step each.
+
+    `tables`: name -> {"columns": [...], "data": [[...], ...]}, as trackers take them.
+    """
+
+    job_id: str
+    job_type: Literal["preprocess", "train"]
+    name: str
+    started_at: int
+    finished_at: int
+    config: Mapping[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    history: Mapping[str, Any] = field(default_factory=dict)
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Artifact, ...] = ()
+    outputs: tuple[Artifact, ...] = ()
 
 
 class Files(Protocol):
@@ -370,8 +467,12 @@ class Files(Protocol):
 class Jobs(Protocol):
     """Training jobs. Methods block: call them from a thread."""
 
-    def create_job(self, request: JobRequest) -> Job:
-        """Checks the files first. Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest."""
+    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+        """Checks the files first. The same key with the same request gives the same job, created once.
+
+        Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest; Conflict for the key with another request;
+        Overloaded for more open jobs than a caller may have.
+        """
         ...
 
     def get_job(self, job_id: str) -> Job:
@@ -380,14 +481,32 @@ class Jobs(Protocol):
 
     def list_jobs(
         self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
-    ) -> Page[Job]: ...
+    ) -> Page[Job]:
+        """Newest first; only those that carry all of `metadata`, or, for {}, those that carry none."""
+        ...
 
     def cancel_job(self, job_id: str) -> Job:
         """Raises: NotFound; Conflict when it has already ended."""
         ...
 
+    def pause_job(self, job_id: str) -> Job:
+        """A waiting job pauses at once, a running one after its next step, with a checkpoint. Raises: as cancel_job."""
+        ...
+
+    def resume_job(self, job_id: str) -> Job:
+        """Raises: NotFound; Conflict when it is not paused."""
+        ...
+
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
         """Newest first. Raises: NotFound."""
+        ...
+
+    def list_checkpoints(self, job_id: str, *, limit: int, after: str | None = None) -> Page[Checkpoint]:
+        """Newest first. Raises: NotFound."""
+        ...
+
+    def list_runs(self, job_id: str) -> tuple[Run, ...]:
+        """What is recorded of a job that has ended well; else nothing. Raises: NotFound."""
         ...
 
 

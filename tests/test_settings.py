@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.engine import make_url
 
+from serve.database.connection import Database
 from serve.settings import Settings
-from serve.training.database import Database
 
 
 @pytest.mark.parametrize("name", ["plain", "q?x=1", "a%20b", "a b", "a#b", "100%", "\u00fc@:+&", "a;b\\c"])

@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api import bots, fine_tuning, health, huggingface, models, openai, status
 from serve.api import files as files_api
-from serve.api import fine_tuning, health, huggingface, openai, status
-from serve.api.service import Limits, Service
+from serve.api.service import Limits, Preview, Service
 from serve.errors import RookeryError
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs
@@ -46,6 +46,7 @@ def build_api(
     metrics: Metrics | None = None,
     extra_metrics: Callable[[], Awaitable[str]] | None = None,
     limits: Limits | None = None,
+    preview: Preview | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """All routes over the given parts. `extra_metrics` gives the exposition of other processes.
@@ -62,12 +63,15 @@ def build_api(
         default_base=default_base,
         metrics=metrics or Metrics(),
         limits=limits or Limits(),
+        preview=preview,
     )
     app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in (
         openai.router(service),
+        models.router(service),
         files_api.router(service),
         fine_tuning.router(service),
+        bots.router(service),
         huggingface.router(service),
         health.router(service, extra_metrics),
     ):

@@ -9,13 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from serve.api.body import Part, read_form
-from serve.api.openai import as_list
+from serve.api.lists import After, as_list
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import BadUpload, InvalidRequest
-from serve.types import FileRecord
-
-PURPOSE = "fine-tune"
+from serve.types import TRAINING_PURPOSE, FileRecord
 
 
 def router(service: Service) -> APIRouter:
@@ -25,8 +23,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("")
     async def create_file(request: Request) -> Response:
         async with read_form(request, service.upload_dir, service.limits) as form:
-            if (form.value("purpose") or PURPOSE) != PURPOSE:
-                raise InvalidRequest(f"'purpose' must be '{PURPOSE}', the only one there is.", param="purpose")
+            if (form.value("purpose") or TRAINING_PURPOSE) != TRAINING_PURPOSE:
+                raise InvalidRequest(f"'purpose' must be '{TRAINING_PURPOSE}', the only one there is.", param="purpose")
             parts = form.files("file")
             if len(parts) != 1:
                 raise BadUpload(f"Send exactly one part named 'file', not {len(parts)}.", param="file")
@@ -35,7 +33,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("")
     async def list_files(
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-        after: Annotated[str | None, Query(max_length=128)] = None,
+        after: After = None,
         purpose: Annotated[str | None, Query(max_length=64)] = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
@@ -63,7 +61,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def keep(service: Service, part: Part, purpose: str = PURPOSE) -> FileRecord:
+async def keep(service: Service, part: Part, purpose: str = TRAINING_PURPOSE) -> FileRecord:
     """Hands an uploaded part over to Files. Raises: BadUpload when it is empty; StoreUnavailable."""
 
     def create() -> FileRecord:

@@ -1,4 +1,4 @@
-"""OpenAI's completions and models, as the unmodified openai client speaks them."""
+"""OpenAI's completions, as the unmodified openai client speaks them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
-import anyio.to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
@@ -34,7 +33,7 @@ from serve.api.generation import (
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
 from serve.errors import InvalidRequest
-from serve.types import MAX_CHOICES, Delta, GenerationRequest, ModelInfo, SamplingOverrides, TokenInfo, as_tuple
+from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, TokenInfo, as_tuple
 
 _TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 _TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
@@ -94,7 +93,7 @@ class CompletionBody(Body):
 
 
 def router(service: Service) -> APIRouter:
-    """/v1/completions and /v1/models."""
+    """/v1/completions."""
     routes = APIRouter(prefix="/v1")
 
     @routes.post("/completions")
@@ -108,55 +107,7 @@ def router(service: Service) -> APIRouter:
             await run.finish()
         return json_reply(answer.whole(), headers=timing_headers(run))
 
-    @routes.get("/models")
-    async def list_models(
-        limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-        after: Annotated[str | None, Query(max_length=256)] = None,
-        q: Annotated[str | None, Query(max_length=256)] = None,
-    ) -> Response:
-        def read() -> dict[str, Any]:
-            page = service.catalogue.list_models(limit=limit, after=after, query=q)
-            return as_list([model_json(info) for info in page.items], page.has_more)
-
-        return json_reply(await anyio.to_thread.run_sync(read))
-
-    @routes.get("/models/{model:path}")
-    async def retrieve_model(model: str) -> Response:
-        check_model_id(model)
-        return json_reply(model_json(await anyio.to_thread.run_sync(service.catalogue.get_model, model)))
-
-    @routes.delete("/models/{model:path}")
-    async def delete_model(model: str) -> Response:
-        check_model_id(model)
-        deleted = await anyio.to_thread.run_sync(service.catalogue.delete_model, model)
-        await service.generator.forget(deleted)
-        return json_reply({"id": deleted, "object": "model", "deleted": True})
-
     return routes
-
-
-def as_list(data: list[dict[str, Any]], has_more: bool) -> dict[str, Any]:
-    """OpenAI's page of a list."""
-    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-    return {"object": "list", "data": data, "has_more": has_more, **ends}
-
-
-def model_json(info: ModelInfo) -> dict[str, Any]:
-    """OpenAI's four fields, then what we know besides."""
-    return {
-        "id": info.model_id,
-        "object": "model",
-        "created": info.created_at,
-        "owned_by": info.owned_by,
-        "revision": info.revision,
-        "base_model": info.base_model,
-        "handles": list(info.handles),
-        "bytes": info.num_bytes,
-        "num_parameters": info.num_parameters,
-        "context_length": info.context_length,
-        "counts": {handle: dict(counts) for handle, counts in info.counts.items()},
-        "tags": list(info.tags),
-    }
 
 
 def _to_request(body: CompletionBody, request_id: str, caller: str) -> GenerationRequest:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs
+
+Preview = Callable[[Sequence[Path], str | None], Mapping[str, Any]]
+"""What a bot would learn from these files, of the handle if one is given. Blocks. Raises: BadUpload, InvalidRequest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +42,4 @@ class Service:
     default_base: str
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
+    preview: Preview | None = None  # None: nobody can look into archives here

@@ -144,7 +144,19 @@ def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 def to_json(content: Any) -> bytes:
     """ASCII on purpose: some clients split event streams at U+2028, and a lone surrogate has no UTF-8."""
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    try:
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    except ValueError:
+        return to_json(_finite(content))
+
+
+def _finite(content: Any) -> Any:
+    """null for the numbers that JSON lacks: one step's NaN must not hide a whole job."""
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def is_openai(path: str) -> bool:

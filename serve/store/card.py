@@ -6,6 +6,7 @@ and escaped: for YAML by its own writer, for Markdown by a backslash before ever
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from serve.types import ModelId
 
 PREPROCESS_RUN = "runs/preprocess.json"
 TRAIN_RUN = "runs/train.json"
-THUMBNAIL = "thumbnail.png"  # in the model's folder
+PICTURE = "predictions.png"  # in the model's folder, what links to the model show
 
 _PROMPT = "My dream is"
 _ROWS = {"downloaded": "Tweets downloaded", "retweets": "Retweets", "short": "Short tweets", "kept": "Tweets kept"}
@@ -38,7 +39,7 @@ class CardFacts:
     losses: Mapping[str, float] = field(default_factory=dict)  # e.g. "train", "evaluation"
     language: str = "en"
     trained_on: str | None = None  # a date
-    thumbnail: str | None = None  # https address of a picture; None: the folder's own
+    thumbnail: str | None = None  # https address of the picture; None: the folder's own
 
 
 def build_card(facts: CardFacts) -> str:
@@ -46,10 +47,12 @@ def build_card(facts: CardFacts) -> str:
     sections = [
         f"---\n{_front_matter(facts)}\n---",
         _head(facts),
+        f"![The bot, and a prediction of its own]({PICTURE})",
         _introduction(facts),
         _HOW_IT_WORKS,
         _training_data(facts),
         _training_procedure(facts),
+        _lineage(facts),
         _how_to_use(facts),
         _LIMITATIONS,
         _about(facts),
@@ -58,7 +61,7 @@ def build_card(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> str:
-    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else THUMBNAIL
+    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else PICTURE
     data = ModelCardData(
         language=_printable(facts.language),
         base_model=_printable(facts.base_model),
@@ -114,9 +117,26 @@ def _training_procedure(facts: CardFacts) -> str:
         ]
         text += "\n\n" + _table(["Hyperparameter", "Value"], rows)
     if facts.losses:
-        rows = [[escape_markdown(key), f"{loss:.4f}"] for key, loss in facts.losses.items()]
-        text += "\n\n" + _table(["Loss", "Value"], rows)
+        rows = [[escape_markdown(key), f"{loss:.4f}", _perplexity(loss)] for key, loss in facts.losses.items()]
+        text += "\n\n" + _table(["Loss", "Value", "Perplexity"], rows)
     return f"{text}\n\n[Each step of the training run]({TRAIN_RUN}) is recorded in this folder."
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.2f}" if loss < 100 else "∞"
+
+
+def _lineage(facts: CardFacts) -> str:
+    """The two runs under the names that trackers know them by."""
+    name, base = ModelId.parse(facts.model_id).name, escape_markdown(facts.base_model)
+    raw = ", ".join(sorted(escape_markdown(f"tweets-{handle.lower()}") for handle in facts.handles))
+    dataset = escape_markdown(f"dataset-{name}")
+    preprocess, train = (escape_markdown(f"@{name}-{job_type}") for job_type in ("preprocess", "train"))
+    rows = [
+        [f"[{preprocess}]({PREPROCESS_RUN})", raw, dataset],
+        [f"[{train}]({TRAIN_RUN})", f"{dataset}, {base}", escape_markdown(name)],
+    ]
+    return f"## Lineage\n\n{_table(['Run', 'Used', 'Made'], rows)}"
 
 
 def _how_to_use(facts: CardFacts) -> str:

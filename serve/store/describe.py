@@ -11,10 +11,10 @@ from typing import Any
 
 from serve.errors import ModelUnusable
 from serve.shape import GPT2Shape
+from serve.store.model_files import PICTURES, PROVENANCE, model_files
 from serve.store.validate import read_json, read_shape
-from serve.types import ModelId, ModelInfo
+from serve.types import ModelId, ModelInfo, RevisionInfo
 
-PROVENANCE = "rookery.json"
 MAX_CARD_BYTES = 1_000_000
 
 _COUNTS = ("downloaded", "retweets", "short", "kept")
@@ -30,7 +30,7 @@ def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
         model_id=model_id,
         revision=revision,
         created_at=_created_at(folder, provenance),
-        num_bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        num_bytes=_num_bytes(folder),
         owned_by=ModelId.parse(model_id).namespace or "rookery",
         base_model=_text(base_model) if isinstance(base_model, str) else None,
         handles=_strings(provenance.get("handles")),
@@ -39,6 +39,39 @@ def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
         counts=_counts(provenance.get("counts")),
         tags=_strings(provenance.get("tags")),
     )
+
+
+def describe_revision(model_id: str, revision: str, folder: Path, *, is_main: bool) -> RevisionInfo:
+    """One line of a model's history."""
+    provenance = _read(folder / PROVENANCE)
+    job_id, losses = provenance.get("job_id"), provenance.get("losses")
+    return RevisionInfo(
+        model_id=model_id,
+        revision=revision,
+        created_at=_created_at(folder, provenance),
+        num_bytes=_num_bytes(folder),
+        is_main=is_main,
+        job_id=_text(job_id) if isinstance(job_id, str) else None,
+        step=_step(provenance),
+        losses=_losses(losses) if isinstance(losses, dict) else {},
+    )
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether the model comes from the middle of a training, which goes on or has gone on."""
+    return _step(_read(folder / PROVENANCE)) is not None
+
+
+def job_of(folder: Path) -> str | None:
+    """The id of the job that made the model."""
+    job_id = _read(folder / PROVENANCE).get("job_id")
+    return job_id if isinstance(job_id, str) else None
+
+
+def find_picture(folder: Path) -> Path | None:
+    """The model's preview picture. A link is none: it might show a file from elsewhere."""
+    paths = (folder / name for name in PICTURES)
+    return next((path for path in paths if path.is_file() and not path.is_symlink()), None)
 
 
 def read_card(folder: Path) -> str:
@@ -60,6 +93,19 @@ def _shape(folder: Path) -> GPT2Shape | None:
 def _created_at(folder: Path, provenance: Mapping[str, Any]) -> int:
     said, changed = provenance.get("created_at"), int((folder / "config.json").stat().st_mtime)
     return next((time for time in (said, changed) if type(time) is int and time in _DATES), 0)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in model_files(folder))
+
+
+def _step(provenance: Mapping[str, Any]) -> int | None:
+    step = provenance.get("checkpoint_step")
+    return step if type(step) is int else None
+
+
+def _losses(value: Mapping[str, Any]) -> dict[str, float]:
+    return {_text(name): loss for name, loss in value.items() if type(loss) in (int, float) and abs(loss) < 1e9}
 
 
 def _counts(value: Any) -> dict[str, dict[str, int]]:

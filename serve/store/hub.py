@@ -47,8 +47,8 @@ from serve.errors import (
 )
 from serve.shape import GPT2Shape
 from serve.store.convert import shard_names
-from serve.store.describe import PROVENANCE
-from serve.store.revisions import MAIN, MODEL_FILES, WEIGHT_FILES, Revision, Store, finish_weights
+from serve.store.model_files import MODEL_FILES, PROVENANCE, WEIGHT_FILES, finish_weights
+from serve.store.revisions import MAIN, Revision, Store
 from serve.store.validate import MAX_JSON_BYTES, WEIGHTS, read_shape
 from serve.types import ModelId
 

@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from serve.errors import TooFewTweets
 from serve.training.archives.archive import Archive, unescape
+from serve.training.archives.spool import Texts
 
 MIN_CHARS = 6_000  # huggingtweets refuses to train on less
 WARN_CHARS = 40_000  # below, it trains with a warning: the model will repeat its material
+MIN_OWN_WORDS = 3  # a post with fewer is left out
 SEPARATOR = "<|endoftext|>"
 
-_MIN_OWN_WORDS = 3
 _NOT_OWN = ("http", "@", "#")
 
 Status = Literal["ok", "warn_few", "too_few"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cleaned:
     """What a model learns from, in the archive's order. Always: downloaded = retweets + short + kept."""
 
-    kept: tuple[str, ...]
+    kept: Sequence[str]
     downloaded: int
     retweets: int
     short: int
@@ -36,7 +39,7 @@ class Cleaned:
     def __post_init__(self) -> None:
         assert self.downloaded == self.retweets + self.short + len(self.kept), "a post was lost or counted twice"
 
-    @property
+    @cached_property
     def num_chars(self) -> int:
         """Characters of the kept texts joined with the separator: what `status` is measured by."""
         return sum(map(len, self.kept)) + len(SEPARATOR) * max(len(self.kept) - 1, 0)
@@ -47,10 +50,14 @@ class Cleaned:
             return "too_few"
         return "warn_few" if self.num_chars < WARN_CHARS else "ok"
 
-    @property
+    @cached_property
     def kept_sorted_sha256(self) -> str:
         """Of the kept texts, sorted by code point and joined with newlines: independent of the order of posts."""
-        return hashlib.sha256("\n".join(sorted(self.kept)).encode()).hexdigest()
+        digest, separator = hashlib.sha256(), b""
+        for text in self.kept.sorted() if isinstance(self.kept, Texts) else sorted(self.kept):
+            digest.update(separator + text.encode())
+            separator = b"\n"
+        return digest.hexdigest()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -63,11 +70,20 @@ class Cleaned:
 
 
 def clean(archive: Archive) -> Cleaned:
-    """Drops retweets, cleans the rest, drops what is then short."""
-    own = [clean_text(post.text, escaped=post.escaped) for post in archive.posts if not post.is_retweet]
-    kept = tuple(text for text in own if not is_short(text))
-    num_posts = len(archive.posts)
-    return Cleaned(kept, downloaded=num_posts, retweets=num_posts - len(own), short=len(own) - len(kept))
+    """Drops retweets, cleans the rest, drops what is then short. What is kept lies on disk, as the posts do."""
+    num_own = 0
+
+    def kept_texts() -> Iterator[str]:
+        nonlocal num_own
+        for post in archive.posts:
+            if not post.is_retweet:
+                num_own += 1
+                text = clean_text(post.text, escaped=post.escaped)
+                if not is_short(text):
+                    yield text
+
+    kept, num_posts = Texts(kept_texts()), len(archive.posts)
+    return Cleaned(kept, downloaded=num_posts, retweets=num_posts - num_own, short=num_own - len(kept))
 
 
 def clean_text(text: str, *, escaped: bool = True) -> str:
@@ -106,7 +122,7 @@ def _unless_blank_follows(link: re.Match[str]) -> str:
 def is_short(text: str) -> bool:
     """Fewer than three words that are the author's own: no link, no mention, no hashtag in them."""
     own_words = [word for word in text.lower().split() if not any(mark in word for mark in _NOT_OWN)]
-    return len(own_words) < _MIN_OWN_WORDS
+    return len(own_words) < MIN_OWN_WORDS
 
 
 def require_enough(cleaned: Cleaned, name: str) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import InvalidRequest, ModelNotFound
-from serve.training.archives import Archive, Post, read_archive
-from serve.training.clean import Cleaned, clean
+from serve.training.archives import Archive, read_archive
+from serve.training.archives.archive import join_posts
+from serve.training.archives.spool import Texts
+from serve.training.clean import MIN_CHARS, WARN_CHARS, Cleaned, clean
 from serve.types import ModelId, check_range
 
 NAMESPACE = "huggingtweets"
@@ -37,15 +39,44 @@ class Dataset:
 
 
 def build_dataset(
-    kept_by_handle: Mapping[str, Sequence[str]], *, seed: int, held_out_share: float = HELD_OUT_SHARE
+    kept_by_handle: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    held_out_share: float = HELD_OUT_SHARE,
+    validation: Sequence[str] | None = None,
 ) -> Dataset:
     """Splits each handle's texts, then repeats the train texts of shorter handles up to the longest's length.
 
-    A text that was posted twice is on one side only. The split depends on seed and texts, not on their order.
-    Raises: InvalidRequest.
+    `validation`: texts to hold out instead of a share. A text that was posted twice is on one side only. The split
+    depends on seed and texts, not on their order. Raises: InvalidRequest where no text is left to learn from.
     """
     check_range("held_out_share", held_out_share, 0.0, 0.5)
+    if validation is not None:
+        return _hold_out(kept_by_handle, tuple(validation), seed)
     splits = {handle: _split(kept_by_handle[handle], seed, held_out_share) for handle in sorted(kept_by_handle)}
+    secret = {text for _, held_out in splits.values() for text in held_out}  # two people may have posted the same
+    unseen = {
+        handle: ([text for text in train if text not in secret], held_out)
+        for handle, (train, held_out) in splits.items()
+    }
+    return _join_splits(unseen, seed)
+
+
+def _hold_out(kept_by_handle: Mapping[str, Sequence[str]], validation: tuple[str, ...], seed: int) -> Dataset:
+    given = set(validation)
+    splits = {
+        handle: ([text for text in kept_by_handle[handle] if text not in given], list[str]())
+        for handle in sorted(kept_by_handle)
+    }
+    if not all(train for train, _ in splits.values()):
+        raise InvalidRequest(
+            "The validation file holds every text of a training file: nothing is left to learn from.",
+            param="validation_file",
+        )
+    return replace(_join_splits(splits, seed), held_out=validation)
+
+
+def _join_splits(splits: Mapping[str, tuple[list[str], list[str]]], seed: int) -> Dataset:
     longest = max((len(train) for train, _ in splits.values()), default=0)
     return Dataset(
         train=tuple(
@@ -90,47 +121,74 @@ def merge_archives(archives: Iterable[Archive]) -> dict[str | None, Archive]:
 
     Archives without a handle count as one person's, under None.
     """
-    merged: dict[str | None, Archive] = {}
-    names: dict[str | None, str | None] = {}  # the handle without case -> as its owner first wrote it
+    by_person: dict[str | None, list[Archive]] = {}
     for archive in archives:
-        key = names.setdefault(archive.handle and archive.handle.lower(), archive.handle)
-        merged[key] = _join(merged[key], archive) if key in merged else archive
-    return merged
+        by_person.setdefault(archive.handle and archive.handle.lower(), []).append(archive)
+    # The key is the handle as its owner first wrote it.
+    return {own[0].handle: own[0] if len(own) == 1 else _join(own) for own in by_person.values()}
 
 
-def _join(first: Archive, second: Archive) -> Archive:
-    seen = {post.id for post in first.posts if post.id is not None}
-    new = tuple(post for post in second.posts if post.id not in seen)
-    left_out = dict(first.left_out)
-    for reason, count in [*second.left_out.items(), ("duplicate", len(second.posts) - len(new))]:
-        left_out[reason] = left_out.get(reason, 0) + count
+def _join(archives: Sequence[Archive]) -> Archive:
+    posts, num_duplicates = join_posts(archives)
     return replace(
-        first,
-        format=_join_names([first.format, second.format], "+"),
-        posts=first.posts + new,
-        left_out={reason: count for reason, count in left_out.items() if count},
+        archives[0],
+        format=_join_names((archive.format for archive in archives), "+"),
+        posts=posts,
+        left_out=_sum_counts([*(archive.left_out for archive in archives), {"duplicate": num_duplicates}]),
+        avatar_url=next((archive.avatar_url for archive in archives if archive.avatar_url), None),
+        avatar=next((archive.avatar for archive in archives if archive.avatar), None),
     )
 
 
-def preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
+def _sum_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for reason, count in ((reason, count) for one in counts for reason, count in one.items() if count):
+        total[reason] = total.get(reason, 0) + count
+    return total
+
+
+# --- What a user sees first -----------------------------------------------------------------------------------
+
+# Why a record of an archive is none of its posts, in the words of a preview.
+REASONS = {
+    "community": "posts in a community, which are not on the timeline",
+    "deleted": "posts that their author has deleted",
+    "duplicate": "posts that were there twice",
+    "missing": "posts that the archive lists without having them",
+    "no_text": "records without a text",
+    "not_public": "posts that were not public: to followers only, or direct messages",
+    "other_record": "records that are no posts, such as likes",
+    "superseded_edit": "earlier versions of edited posts",
+    "too_long": "posts too long to be posts",
+}
+
+
+def preview(
+    paths: Sequence[Path], handle: str | None = None, *, filenames: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What training on these files would learn from, for people to look at first. `handle`: whose they all are.
 
-    An archive that names nobody goes by its file's name, where that could be a handle. Several files: sums over all
-    people; `archives` then tells of each file alone. Raises: BadUpload; InvalidRequest for no files or no handle.
+    An archive that names nobody goes by its file's name, where that could be a handle. `filenames`: the users' own
+    names of the files, where they are stored under others. Several files: sums over all people; `archives` then tells
+    of each file alone. Raises: BadUpload; InvalidRequest for no files or no handle.
     """
     if not paths:
         raise InvalidRequest("There is no file to look at; name at least one archive.", param="file")
     given = None if handle is None else check_handle(handle)
-    archives = [_with_owner(read_archive(path), given, path) for path in paths]
+    names = [path.name for path in paths] if filenames is None else filenames
+    archives = [
+        _with_owner(read_archive(path, filename=name), given, name) for path, name in zip(paths, names, strict=True)
+    ]
     if len(archives) == 1:
-        return {**_report(archives[0], clean(archives[0])), "samples": _samples(clean(archives[0]).kept)}
+        cleaned = clean(archives[0])
+        return {**_report(archives[0], cleaned), "samples": _samples(cleaned.kept)}
     people = list(merge_archives(archives).values())
-    cleaned = [clean(person) for person in people]
+    parts = [clean(person) for person in people]
     total = Cleaned(
-        kept=tuple(text for one in cleaned for text in one.kept),
-        downloaded=sum(one.downloaded for one in cleaned),
-        retweets=sum(one.retweets for one in cleaned),
-        short=sum(one.short for one in cleaned),
+        kept=Texts(text for part in parts for text in part.kept),
+        downloaded=sum(part.downloaded for part in parts),
+        retweets=sum(part.retweets for part in parts),
+        short=sum(part.short for part in parts),
     )
     return {
         **_report(_summary(people), total),
@@ -139,37 +197,51 @@ def preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
     }
 
 
-def _with_owner(archive: Archive, given: str | None, path: Path) -> Archive:
-    stem = path.name.partition(".")[0]
+def _with_owner(archive: Archive, given: str | None, filename: str) -> Archive:
+    stem = filename.partition(".")[0]
     return replace(archive, handle=given or archive.handle or (stem if _X_HANDLE.fullmatch(stem) else None))
 
 
 def _summary(people: Sequence[Archive]) -> Archive:
-    left_out: dict[str, int] = {}
-    for person in people:
-        for reason, count in person.left_out.items():
-            left_out[reason] = left_out.get(reason, 0) + count
-    handles = sorted((person.handle for person in people if person.handle), key=str.lower)
-    posts: tuple[Post, ...] = ()
-    formats = [name for person in people for name in person.format.split("+")]
-    return Archive("-".join(handles) or None, None, _join_names(formats, "+"), posts, left_out)
+    return Archive(
+        handle="-".join(sorted((person.handle for person in people if person.handle), key=str.lower)) or None,
+        display_name=None,
+        format=_join_names((person.format for person in people), "+"),
+        posts=(),
+        left_out=_sum_counts(person.left_out for person in people),
+    )
 
 
 def _report(archive: Archive, cleaned: Cleaned) -> dict[str, Any]:
     return {
         "handle": archive.handle,
+        "display_name": archive.display_name,
         "format": archive.format,
         **cleaned.counts,
         "status": cleaned.status,
         "kept_sorted_sha256": cleaned.kept_sorted_sha256,
         "left_out": dict(archive.left_out),
+        "reasons": {reason: REASONS[reason] for reason in archive.left_out},
+        "warnings": _warnings(archive, cleaned),
     }
+
+
+def _warnings(archive: Archive, cleaned: Cleaned) -> list[str]:
+    found = f"{cleaned.num_chars:,} characters of usable text"
+    checks = {
+        "Nothing says whose posts these are: give a handle.": archive.handle is None,
+        f"There are {found}; training needs at least {MIN_CHARS:,}.": cleaned.status == "too_few",
+        f"There are only {found}: below {WARN_CHARS:,} a model repeats its material.": cleaned.status == "warn_few",
+        "Most posts have fewer than three words of their own between blanks and are not learnt from; in a language "
+        "written without blanks that is nearly all of them.": cleaned.short > len(cleaned.kept),
+    }
+    return [warning for warning, applies in checks.items() if applies]
 
 
 def _samples(kept: Sequence[str]) -> list[str]:
     """Spread over the whole, the same each time."""
     step = max(len(kept) // NUM_SAMPLES, 1)
-    return list(islice(kept[::step], NUM_SAMPLES))
+    return list(islice(kept, 0, step * NUM_SAMPLES, step))
 
 
 def _join_names(names: Iterable[str], separator: str) -> str:
@@ -199,7 +271,7 @@ def model_name(handles: Sequence[str]) -> str:
 
 def check_handle(handle: str) -> str:
     """The handle as it is written, without `@`. Raises: InvalidRequest."""
-    bare = handle.strip().removeprefix("@")
+    bare = plain_handle(handle)
     if not _X_HANDLE.fullmatch(bare) and not _HOST_HANDLE.fullmatch(bare):
         raise InvalidRequest(
             "A handle is 1 to 15 letters, digits and '_' on X, or a host name such as 'ada.bsky.social'; "
@@ -207,3 +279,8 @@ def check_handle(handle: str) -> str:
             param="handle",
         )
     return bare
+
+
+def plain_handle(handle: str) -> str:
+    """`ada` of `@ada`, `ada.social.example` of `@ada@social.example`: no model's name may have an `@`."""
+    return handle.strip().removeprefix("@").replace("@", ".", 1)

@@ -1,49 +1,49 @@
 """What a model is worth: its loss on texts that it has not seen, and a few texts of its own.
 
-Takes a transformers model and a tokenizer; knows nothing of how the model came about.
+Takes a GPT-2 and a tokenizer; knows nothing of how the model came about.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from serve.engine.randomness import uniforms
+from serve.engine.sampling import Sampled, SamplingRow, sample
+from serve.errors import TrainingFailed
+from serve.training.gpt2 import GPT2, KVCache
+from serve.types import SamplingParams
+
 PREVIEW_PROMPT = "My dream is"  # huggingtweets' own
 PREVIEW_TOKENS = 160
+PREVIEW_MIN_TOKENS = 10
 BATCH_TOKENS = 2_048  # bounds the logits: 2,048 x 50,257 float32 are 412 MB
 
 
-@torch.no_grad()
-def held_out_loss(model: Any, texts: Sequence[Sequence[int]], end_id: int) -> float | None:
+def held_out_loss(model: GPT2, texts: Sequence[Sequence[int]], end_id: int) -> float | None:
     """Mean nats a token over `texts` (ids), each after an end-of-text token and with one at its end.
 
-    In the model's own dtype, losses in float32; each token counts the same. None without texts.
+    In the model's own dtype, losses in float32; each token counts the same. Of a text longer than the context, as much
+    as fits. None without texts.
     """
     if not texts:
         return None
-    limit = model.config.n_positions
-    rows = sorted(([end_id, *text][:limit] + [end_id] for text in texts), key=len)
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
+    limit = model.shape.n_positions
+    rows = sorted(([end_id, *text, end_id][: limit + 1] for text in texts), key=len)
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
     for batch in _batches(rows):
-        inputs, targets = _pad(batch, end_id)
-        logits = model(input_ids=inputs.to(model.device), use_cache=False).logits  # (B, T, V)
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), targets.to(model.device).flatten(), reduction="sum", ignore_index=-100
-        )
-        total += float(losses)
-        count += sum(len(row) - 1 for row in batch)
-    model.train(was_training)
-    return total / count
+        inputs, targets = (part.to(model.device) for part in _pad(batch, end_id))
+        logits = model.logits(inputs).flatten(0, 1)
+        total += torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum", ignore_index=-100)
+    return float(total) / sum(len(row) - 1 for row in rows)
 
 
 def preview(
-    model: Any,
+    model: GPT2,
     tokenizer: Tokenizer,
     *,
     num_texts: int,
@@ -53,31 +53,36 @@ def preview(
 ) -> list[str]:
     """`num_texts` continuations of `prompt` (which they begin with), sampled as huggingtweets does; seeded.
 
-    Leaves torch's own random numbers, and the model's mode, as they were.
+    At most `max_tokens` tokens each, the prompt included. Draws nothing from torch's own random numbers.
     """
-    if num_texts == 0:
-        return []
     end_id = tokenizer.token_to_id("<|endoftext|>")
-    ids = torch.tensor([tokenizer.encode(prompt).ids], device=model.device)
-    devices = [model.device] if model.device.type == "cuda" else []
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            num_return_sequences=num_texts,
-            do_sample=True,
-            top_p=0.95,
-            top_k=0,
-            max_length=min(max_tokens, model.config.n_positions),
-            min_length=10,
-            pad_token_id=end_id,
-            use_cache=True,  # which training switches off
-        )
-    model.train(was_training)
-    return [tokenizer.decode(row.tolist(), skip_special_tokens=True) for row in output]
+    assert end_id is not None, "whoever trains has refused such a tokenizer"
+    prompt_ids: list[int] = tokenizer.encode(prompt).ids
+    limit = min(max_tokens, model.shape.n_positions) - len(prompt_ids)
+    params = SamplingParams(top_p=0.95, max_new_tokens=limit, min_new_tokens=PREVIEW_MIN_TOKENS - len(prompt_ids))
+    texts: list[list[int]] = [[] for _ in range(num_texts)]
+    open_texts = list(range(num_texts))
+    ids, cache = torch.tensor([prompt_ids] * num_texts), KVCache()
+    for position in range(limit if num_texts else 0):
+        logits = model.logits(ids.to(model.device), cache)[:, -1]
+        rows = [
+            SamplingRow(params, uniforms(seed, i, position), prompt_ids, Counter(), end_id, position)
+            for i in range(num_texts)
+        ]
+        chosen = [_token_id(sampled) for sampled in sample(logits, rows)]
+        for i in open_texts:
+            texts[i].append(chosen[i])
+        open_texts = [i for i in open_texts if chosen[i] != end_id]
+        if not open_texts:
+            break
+        ids = torch.tensor(chosen)[:, None]
+    return [tokenizer.decode(prompt_ids + text, skip_special_tokens=True) for text in texts]
+
+
+def _token_id(sampled: Sampled) -> int:
+    if sampled.token_id is None:
+        raise TrainingFailed("The model's numbers are not finite; a smaller learning_rate_multiplier may help.")
+    return sampled.token_id
 
 
 def _batches(rows: list[list[int]]) -> list[list[list[int]]]:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from serve.errors import BadUpload, InvalidRequest, NotFound
+from serve.errors import BadUpload, InvalidRequest, NotFound, TooFewTweets
 from serve.training.archives import Archive, read_archive
 from serve.training.archives.tweets import as_handle
 from serve.training.clean import Cleaned, clean, require_enough
-from serve.training.dataset import NAMESPACE, merge_archives, model_name
+from serve.training.dataset import NAMESPACE, merge_archives, model_name, plain_handle
 from serve.types import FileRecord
 
 PARAM = "training_file"  # how a job's request names its archives
+VALIDATION_PARAM = "validation_file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +30,23 @@ class Person:
     left_out: dict[str, int]
     cleaned: Cleaned
     avatar_url: str | None = None
+    file_ids: tuple[str, ...] = ()  # of the archives, as in `Preprocessed.file_sha256`
+    avatar: bytes | None = field(default=None, repr=False)  # PNG, JPEG, GIF or WebP by its first bytes, at most 1 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
     """`file_sha256`: file id -> sha256 of the file as it was uploaded.
 
-    `renamed`: (the handle in an archive, the other one that its uploader gave and that counts).
+    `renamed`: (the handle in an archive, the other one that its uploader gave and that counts). `validation`: texts to
+    judge by that came in a file of their own; None: some of the others are held out.
     """
 
     model_id: str
     people: tuple[Person, ...]
     file_sha256: dict[str, str]
     renamed: tuple[tuple[str, str], ...] = ()
+    validation: Cleaned | None = None
 
     @property
     def handles(self) -> tuple[str, ...]:
@@ -52,43 +57,68 @@ class Preprocessed:
         return {person.handle: person.cleaned.counts for person in self.people}
 
     @property
-    def kept_by_handle(self) -> dict[str, tuple[str, ...]]:
-        return {person.handle: person.cleaned.kept for person in self.people}
+    def kept_by_handle(self) -> dict[str, Sequence[str]]:
+        """All in memory; until here nothing is."""
+        return {person.handle: tuple(person.cleaned.kept) for person in self.people}
 
 
-def preprocess(files: Sequence[tuple[FileRecord, str | None]], *, suffix: str | None = None) -> Preprocessed:
+def preprocess(
+    files: Sequence[tuple[FileRecord, str | None]],
+    *,
+    suffix: str | None = None,
+    validation: FileRecord | None = None,
+) -> Preprocessed:
     """Reads and cleans `files`, each with the handle that its uploader gave; `suffix` names the model.
 
     Raises: NotFound for a file without its bytes; BadUpload; TooFewTweets; InvalidRequest where nothing says whose
     posts they are.
     """
     suffix = suffix and suffix.lower()
-    given = [handle and handle.strip().removeprefix("@") for _, handle in files]
+    given = [handle and plain_handle(handle) for _, handle in files]
     archives = [_read(file) for file, _ in files]
-    merged = merge_archives(
+    owned = [
         archive if handle is None else replace(archive, handle=handle)
         for archive, handle in zip(archives, given, strict=True)
+    ]
+    file_ids: dict[str | None, tuple[str, ...]] = {}
+    for (file, _), archive in zip(files, owned, strict=True):
+        key = archive.handle and archive.handle.lower()
+        file_ids[key] = (*file_ids.get(key, ()), file.id)
+    people = tuple(
+        replace(_to_person(archive, suffix), file_ids=file_ids[handle and handle.lower()])
+        for handle, archive in merge_archives(owned).items()
     )
-    people = tuple(_to_person(archive, suffix) for archive in merged.values())
     return Preprocessed(
         model_id=f"{NAMESPACE}/{suffix}" if suffix else model_name([person.handle for person in people]),
         people=people,
-        file_sha256={file.id: _sha256(file) for file, _ in files},
+        file_sha256={file.id: _sha256(file) for file in (*(file for file, _ in files), validation) if file},
         renamed=tuple(
             (archive.handle, handle)
             for archive, handle in zip(archives, given, strict=True)
             if archive.handle and handle and archive.handle.lower() != handle.lower()
         ),
+        validation=None if validation is None else _read_validation(validation),
     )
 
 
-def _read(file: FileRecord) -> Archive:
+def _read_validation(file: FileRecord) -> Cleaned:
+    cleaned = clean(_read(file, VALIDATION_PARAM))
+    if not cleaned.kept:
+        raise TooFewTweets(
+            f"The validation file has {cleaned.downloaded:,} posts, and none of them is fit to judge by: all are "
+            "retweets or too short.",
+            param=VALIDATION_PARAM,
+        )
+    return cleaned
+
+
+def _read(file: FileRecord, param: str = PARAM) -> Archive:
     if not file.path.is_file():
-        raise NotFound(f"The bytes of file '{file.id}' are gone: upload it again.", param=PARAM)
+        raise NotFound(f"The bytes of file '{file.id}' are gone: upload it again.", param=param)
     try:
         return read_archive(file.path, filename=file.filename)
     except BadUpload as exc:
-        exc.param = PARAM
+        exc.param = param
         raise
 
 
@@ -110,7 +140,15 @@ def _to_person(archive: Archive, suffix: str | None) -> Person:
     except BadUpload as exc:
         exc.param = PARAM
         raise
-    return Person(handle, archive.display_name, archive.format, dict(archive.left_out), cleaned, archive.avatar_url)
+    return Person(
+        handle=handle,
+        display_name=archive.display_name,
+        format=archive.format,
+        left_out=dict(archive.left_out),
+        cleaned=cleaned,
+        avatar_url=archive.avatar_url,
+        avatar=archive.avatar,
+    )
 
 
 def _sha256(file: FileRecord) -> str:

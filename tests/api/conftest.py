@@ -18,7 +18,7 @@ from serve.api.app import build_api
 from serve.api.service import Limits
 from serve.metrics import Metrics
 from tests.fakes.generator import EchoGenerator
-from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
+from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, memory_preview
 
 LIMITS = Limits(upload_bytes=1 << 20, read_s=1.0, generate_s=30.0, ready_s=0.2)
 
@@ -49,6 +49,7 @@ def build_world(folder: Path, limits: Limits = LIMITS) -> World:
         upload_dir=folder / "uploads",
         metrics=metrics,
         limits=limits,
+        preview=memory_preview,
     )
     return World(app, generator, catalogue, files, jobs, metrics, folder / "uploads")
 

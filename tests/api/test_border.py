@@ -19,7 +19,11 @@ from serve.api.service import Limits
 from tests.api.conftest import Server, World, build_world
 
 ADA = "huggingtweets/ada"
-JSON_ROUTES = ["/v1/completions", "/v1/fine_tuning/jobs", "/generate", "/generate_stream", "/", f"/models/{ADA}"]
+JSON_ROUTES = [
+    *("/v1/completions", "/v1/fine_tuning/jobs", f"/v1/models/{ADA}/rollback"),
+    *("/generate", "/generate_stream", "/", f"/models/{ADA}"),
+]
+FORM_ROUTES = ["/v1/files", "/v1/bots", "/v1/archives/preview"]
 JSON = {"content-type": "application/json"}
 
 
@@ -209,6 +213,7 @@ _values = st.recursive(
 _FIELDS = """
     model prompt n best_of echo logprobs stop stream stream_options seed logit_bias temperature top_p top_k max_tokens
     suffix inputs parameters training_file training_files hyperparameters method metadata handle
+    validation_file integrations priority revision
 """
 _fields = st.sampled_from(_FIELDS.split())
 _MARK = "zq-echo-mark-zq"
@@ -240,9 +245,9 @@ def test_b2_random_bodies_never_give_a_5xx_and_are_never_repeated(
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(body=st.binary(max_size=300), route=st.sampled_from([*JSON_ROUTES, "/v1/files", "/v1/bots"]))
+@given(body=st.binary(max_size=300), route=st.sampled_from([*JSON_ROUTES, *FORM_ROUTES]))
 def test_b4_random_bytes_never_give_a_5xx(module_world: World, route: str, body: bytes) -> None:
-    kind = "multipart/form-data; boundary=b" if route in ("/v1/files", "/v1/bots") else "application/json"
+    kind = "multipart/form-data; boundary=b" if route in FORM_ROUTES else "application/json"
     raw = b"--b\r\n" + body if kind.startswith("multipart") else body
 
     async def post() -> httpx.Response:

@@ -17,17 +17,19 @@ from openai import AsyncOpenAI
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serve.api.app import build_api
+from serve.database.connection import Database
 from serve.generator import LocalGenerator
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.store.revisions import Store
-from serve.training.database import Database
-from serve.training.jobs import JobStore
+from serve.training.dataset import preview
+from serve.training.jobs.store import JobStore
 from serve.types import Catalogue, Files, Generator, Jobs
 from tests.fakes.models import write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
 
 ADA = "huggingtweets/ada"
+ARCHIVE = Path(__file__).parents[2] / "deployments" / "archives" / "unit_seven.zip"
 
 
 @pytest.fixture
@@ -52,6 +54,7 @@ async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
         upload_dir=tmp_path / "uploads",
         default_base=settings.base,
         metrics=metrics,
+        preview=preview,
     )
     await local.close()
 
@@ -179,3 +182,72 @@ async def test_what_is_no_archive_is_refused_by_the_real_job_table_and_not_kept(
     assert answer.status_code == 400
     assert [found.id async for found in ai.files.list()] == [file.id]
     assert [job async for job in ai.fine_tuning.jobs.list(metadata={"a": "b"})] == []
+
+
+async def test_a_bot_that_is_sent_twice_is_one_job_with_all_that_was_asked(
+    ai: AsyncOpenAI, client: httpx.AsyncClient
+) -> None:
+    async def send(key: str, **more: str) -> httpx.Response:
+        files = [("archive", ("a.zip", ARCHIVE.read_bytes())), ("validation", ("v.txt", b"Only to judge by.\n"))]
+        data = {"handle": "@ada", "priority": "high", "batch_size": "2", **more}
+        return await client.post("/v1/bots", files=files, data=data, headers={"idempotency-key": key})
+
+    first, second = [(await send("key-1")).json() for _ in range(2)]
+    assert first == second and (first["priority"], first["hyperparameters"]["batch_size"]) == ("high", 2)
+    assert first["result"]["counts"]["ada"]["kept"] == 479
+    files = {file.id async for file in ai.files.list()}
+    assert files == {first["training_file"], first["validation_file"]}
+    other = await send("key-1", seed="7")
+    assert (other.status_code, other.headers["x-should-retry"]) == (409, "false")
+    assert (await send("key-2")).json()["id"] != first["id"]
+
+
+async def test_jobs_are_found_by_their_metadata_or_by_having_none(ai: AsyncOpenAI) -> None:
+    file = await ai.files.create(file=ARCHIVE, purpose="fine-tune")
+    asked: dict[str, Any] = {"model": "huggingtweets/base", "training_file": file.id}
+    labelled = await ai.fine_tuning.jobs.create(**asked, metadata={"team": ""})
+    plain = await ai.fine_tuning.jobs.create(**asked)
+    for query, expected in (
+        ({"metadata": {"team": ""}}, [labelled.id]),
+        ({"metadata": {"team": "b"}}, []),
+        ({"extra_query": {"metadata": "null"}}, [plain.id]),
+        ({}, [plain.id, labelled.id]),
+    ):
+        assert [job.id async for job in ai.fine_tuning.jobs.list(limit=1, **query)] == expected  # type: ignore[arg-type]
+    paused = await ai.fine_tuning.jobs.pause(plain.id)
+    assert paused.to_dict()["status"] == "paused"
+    assert (await ai.fine_tuning.jobs.resume(plain.id)).status == "queued"
+    assert [one async for one in ai.fine_tuning.jobs.checkpoints.list(plain.id)] == []
+    assert [event.message async for event in ai.fine_tuning.jobs.list_events(plain.id, limit=1)][-1].startswith(
+        "The job"
+    )
+
+
+async def test_a_preview_is_that_of_the_command(client: httpx.AsyncClient) -> None:
+    with ARCHIVE.open("rb") as archive:
+        answer = await client.post("/v1/archives/preview", files={"archive": (ARCHIVE.name, archive)})
+    assert answer.json() == preview([ARCHIVE], None)
+    refused = await client.post("/v1/archives/preview", files={"archive": ("cat.png", b"\x89PNG\r\n\x1a\n" * 100)})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_upload")
+
+
+async def test_a_version_that_main_names_answers_whichever_came_last(
+    ai: AsyncOpenAI, client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    async def text(model: str) -> str:
+        return (
+            (await ai.completions.create(model=model, prompt="My dream is", max_tokens=8, temperature=0))
+            .choices[0]
+            .text
+        )
+
+    store, texts = Store(tmp_path, embedded={}), {}
+    for seed in (1, 2):
+        revision = store.import_folder(write_tiny_gpt2(tmp_path / f"v{seed}", seed=seed), "huggingtweets/eve").revision
+        texts[revision] = await text("huggingtweets/eve")
+    listed = (await client.get("/v1/models/huggingtweets%2Feve/versions")).json()["data"]
+    assert {one["revision"] for one in listed} == texts.keys() and len(set(texts.values())) == 2
+    for one in [*listed, *listed]:
+        body = {"revision": one["revision"]}
+        assert (await client.post("/v1/models/huggingtweets/eve/rollback", json=body)).json()["is_main"]
+        assert await text("huggingtweets/eve") == await text(one["id"]) == texts[one["revision"]]

@@ -58,6 +58,8 @@ def test_ray_sees_that_the_builder_takes_app_args() -> None:
         ({"num_generator": 2}, "num_generator"),
         ({"num_generators": 0}, "num_generators"),
         ({"device": "tpu"}, "device"),
+        ({"num_trainers": 0}, "num_trainers"),
+        ({"device": "gpu", "num_trainers": 3}, "num_trainers times trainer_gpus"),
         ({"settings": {"flush_interval": 1}}, "flush_interval"),
         ({"settings": {"max_sequences": "many"}}, "ROOKERY_MAX_SEQUENCES"),
     ],
@@ -67,12 +69,29 @@ def test_a_wrong_argument_is_refused_by_name(args: dict[str, Any], named: str) -
         AppArgs.model_validate(args)
 
 
-def test_a_gpu_generator_asks_for_one_gpu_and_torch_for_cuda() -> None:
-    args = AppArgs(device="gpu", num_generators=3)
-    generator = build(args)._bound_deployment.init_args[1]._bound_deployment
-    assert generator.ray_actor_options["num_gpus"] == 1
+def bound(args: AppArgs, index: int) -> Any:
+    """1: the generator, 2: the trainer."""
+    return build(args)._bound_deployment.init_args[index]._bound_deployment
+
+
+def test_a_gpu_generator_asks_for_what_trainers_leave_of_a_gpu_and_torch_for_cuda() -> None:
+    generator = bound(AppArgs(device="gpu", num_generators=3, num_trainers=2, trainer_gpus=0.2), 1)
+    assert generator.ray_actor_options["num_gpus"] == 0.6
     assert generator.num_replicas == 3
     assert generator.init_args[0] == {"ROOKERY_DEVICE": "cuda"}
+
+
+@pytest.mark.parametrize(
+    ("device", "trainer_gpus", "booked"),
+    [("cpu", 0.2, (0, 0)), ("gpu", 0, (1, 0)), ("gpu", 0.1, (0.7, 0.1)), ("gpu", 1, (1, 1))],
+)
+def test_several_trainers_share_a_gpu_or_have_their_own(
+    device: Any, trainer_gpus: float, booked: tuple[float, float]
+) -> None:
+    args = AppArgs(device=device, num_trainers=3, trainer_gpus=trainer_gpus)
+    generator, trainer = bound(args, 1), bound(args, 2)
+    assert trainer.num_replicas == 3
+    assert (generator.ray_actor_options["num_gpus"], trainer.ray_actor_options["num_gpus"]) == booked
 
 
 def unknown_keys(value: Any, kind: Any, path: str = "") -> typing.Iterator[str]:

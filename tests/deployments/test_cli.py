@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from deployments import cli, demo, show
+from deployments import cli, client, demo, show
 from serve.api.app import build_api
 from serve.settings import Settings
 from serve.store.opening import open_store
+from serve.training import archives
 from serve.training.archives import read_archive
 from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, Resident
 from tests.api.conftest import Server
@@ -27,7 +30,7 @@ from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 from tests.fakes.models import write_tiny_gpt2
 
 COUNTS = {"ada": {"downloaded": 12, "retweets": 2, "short": 1, "kept": 9}}
-NUMBERS = {"step": 30, "total_steps": 40, "train_loss": 4.25, "seconds_left": 65.0}
+NUMBERS = {"valid_loss": 4.5, "step": 30, "total_steps": 40, "train_loss": 4.25, "seconds_left": 65.0}
 
 
 class ScriptedJobs(MemoryJobs):
@@ -38,11 +41,13 @@ class ScriptedJobs(MemoryJobs):
         self.script = [JobStatus.QUEUED, JobStatus.RUNNING, end]
         self.requests: list[JobRequest] = []
 
-    def create_job(self, request: JobRequest) -> Job:
+    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
         self.requests.append(request)
-        return super().create_job(request)
+        return super().create_job(request, idempotency_key=idempotency_key)
 
     def get_job(self, job_id: str) -> Job:
+        if not self.script:
+            return super().get_job(job_id)
         job = replace(super().get_job(job_id), status=self.script[0])
         if job.status is JobStatus.SUCCEEDED:
             result = {"counts": COUNTS, "samples": ["My dream is tea."]}
@@ -187,6 +192,21 @@ def test_show_tells_the_counts_of_a_bot(rookery: Rookery, world: World) -> None:
     assert json.loads(rookery("show", "huggingtweets/ada", "--json").out)["counts"] == COUNTS
 
 
+def test_versions_are_listed_and_rollback_goes_one_back(rookery: Rookery, world: World) -> None:
+    rows = [line.split() for line in rookery("versions", "huggingtweets/ada").out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["abc123", "abc122", "abc121"]
+    assert rows[0][-2:] == ["answers", "now"] and rows[1][-4:] == ["checkpoint", "of", "step", "40"]
+    done = rookery("rollback", "huggingtweets/ada")
+    assert (done.code, done.out) == (0, "huggingtweets/ada is now revision abc121.\n")
+    assert json.loads(rookery("versions", "huggingtweets/ada", "--json").out)["data"][2]["is_main"]
+    refused = rookery("rollback", "huggingtweets/ada")
+    assert (refused.code, "no version before" in refused.err) == (1, True)
+    again = json.loads(rookery("rollback", "huggingtweets/ada", "abc123", "--json").out)
+    assert again["is_main"] and world.catalogue.main["huggingtweets/ada"] == "abc123"
+    for wrong in ("abc122", "fffffff"):
+        assert rookery("rollback", "huggingtweets/ada", wrong).code == 1
+
+
 def test_rm_deletes_a_model_from_disk_and_memory_but_not_the_base(rookery: Rookery, world: World) -> None:
     assert rookery("rm", "huggingtweets/ada", "huggingtweets/bob").code == 0
     assert list(world.catalogue.models) == ["fledgling"]
@@ -213,6 +233,42 @@ def test_train_sends_the_archives_in_order_and_says_how_to_follow(
     assert (request.seed, request.hyperparameters.n_epochs, request.base_model) == (5, 2, "huggingtweets/bob")
 
 
+def test_train_sends_a_priority_a_validation_file_and_a_key(rookery: Rookery, world: World, archive: Path) -> None:
+    held_out = archive.with_name("held_out.txt")
+    held_out.write_bytes(b"posts to judge by")
+    options = ["--priority", "high", "--validation", held_out, "--idempotency-key", "key-1", "--json"]
+    first, second = (json.loads(rookery("train", archive, *options).out) for _ in range(2))
+    assert first["id"] == second["id"] and len(world.jobs.jobs) == 1
+    assert first["priority"] == "high" and first["validation_file"] is not None
+    assert world.files.get_file(first["validation_file"]).filename == "held_out.txt"
+    for _ in range(2):
+        assert rookery("train", archive).code == 0
+    assert len(world.jobs.jobs) == 3, "without a key, each command is a request of its own"
+    assert rookery("train", archive, "--priority", "urgent").code == 2
+
+
+def test_an_upload_whose_answer_is_lost_is_sent_again_under_the_same_key(
+    rookery: Rookery, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_UPLOAD_PAUSE_S", 0.0)
+    seen: list[tuple[str, bytes]] = []
+
+    class LosesFirstAnswer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            seen.append((self.headers["idempotency-key"], body))
+            if len(seen) > 1:
+                self.send_response(201)
+                self.end_headers()
+                self.wfile.write(b'{"id": "ftjob-0"}')
+
+    with another_program(LosesFirstAnswer) as url:
+        done = rookery("train", archive, "--json", "--url", url)
+    assert (done.code, json.loads(done.out)) == (0, {"id": "ftjob-0"})
+    (key, body), (same_key, same_body) = seen
+    assert key == same_key and all(archive.read_bytes() in sent for sent in (body, same_body))
+
+
 def test_train_wait_json_prints_the_finished_job_and_nothing_else(
     rookery: Rookery, world: World, archive: Path
 ) -> None:
@@ -220,7 +276,7 @@ def test_train_wait_json_prints_the_finished_job_and_nothing_else(
     assert done.code == 0
     job = json.loads(done.out)
     assert (job["status"], job["fine_tuned_model"]) == ("succeeded", "huggingtweets/ada")
-    assert "training 30/40  loss 4.25  1:05 left" in done.err
+    assert "training 30/40  loss 4.25  held-out 4.50  1:05 left" in done.err
 
 
 def test_train_wait_shows_progress_then_counts_and_samples(rookery: Rookery, world: World, archive: Path) -> None:
@@ -251,6 +307,47 @@ def test_an_archive_that_the_server_refuses_is_an_error_in_its_words(
     assert done.err == "rookery: @short has 3 tweets; at least 20 are needed.\n"
 
 
+def test_jobs_pauses_resumes_cancels_and_tells_the_history(rookery: Rookery, world: World, archive: Path) -> None:
+    world.jobs.script = []
+    rookery("train", archive, "--handle", "ada", "--priority", "low")
+    assert rookery("jobs").out.splitlines()[1].split()[:5] == ["ftjob-0", "queued", "@ada", "-", "low"]
+    for action, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert json.loads(rookery("jobs", action, "ftjob-0", "--json").out)["status"] == status
+    assert rookery("jobs", "pause", "ftjob-0").err == "rookery: Job ftjob-0 has already ended.\n"
+    told = rookery("jobs", "events", "ftjob-0").out.splitlines()
+    assert [line.partition("info")[2].strip() for line in told[1:]] == [
+        "The job has started.",
+        "Step 30 of 40: loss 4.250.",
+    ]
+    assert len(json.loads(rookery("jobs", "events", "ftjob-0", "--json").out)["data"]) == 2
+    for wrong in (["pause"], ["events"], ["stop", "ftjob-0"], ["pause", "ftjob-0", "now"]):
+        assert rookery("jobs", *wrong).code == 2
+
+
+def test_jobs_tells_when_a_job_will_be_ready(rookery: Rookery, world: World, archive: Path) -> None:
+    world.jobs.script = []
+    rookery("train", archive)
+    job = replace(world.jobs.jobs["ftjob-0"], status=JobStatus.RUNNING, estimated_finish=int(time.time()) + 600)
+    world.jobs.jobs["ftjob-0"] = job
+    told = rookery("jobs").out.splitlines()[1].split()
+    assert told[5] in ("9:58", "9:59", "10:00")
+
+
+def test_runs_tells_what_a_job_used_and_made(rookery: Rookery, world: World, archive: Path) -> None:
+    world.jobs.script = []
+    rookery("train", archive)
+    assert "Nothing is recorded" in rookery("runs", "ftjob-0").out
+    world.jobs.jobs["ftjob-0"] = replace(world.jobs.jobs["ftjob-0"], status=JobStatus.SUCCEEDED)
+    lines = [" ".join(line.split()) for line in rookery("runs", "ftjob-0").out.splitlines()]
+    for line in (
+        *("@ada-preprocess", "used raw-dataset tweets-ada:v0", "made train-dataset dataset-ada:v1"),
+        *("@ada-train", "made finetuned-model ada:v2", "n_epochs 4", "train_loss 3.5", "My dream is tea."),
+    ):
+        assert line in lines
+    assert [run["name"] for run in json.loads(rookery("runs", "ftjob-0", "--json").out)["data"]][1] == "@ada-train"
+    assert rookery("runs", "ftjob-9").code == 1
+
+
 def test_jobs_lists_shows_and_cancels(rookery: Rookery, world: World, archive: Path) -> None:
     rookery("train", archive, "--handle", "ada")
     assert rookery("jobs").out.splitlines()[1].split()[:3] == ["ftjob-0", "queued", "@ada"]
@@ -278,8 +375,8 @@ def test_another_program_at_the_address_is_not_taken_for_a_server(rookery: Rooke
 
 
 @contextmanager
-def another_program() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)  # answers 501 in HTML
+def another_program(handler: type[BaseHTTPRequestHandler] = BaseHTTPRequestHandler) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)  # the default answers 501 in HTML
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -316,7 +413,21 @@ def test_a_setting_that_does_not_exist_is_named(rookery: Rookery, monkeypatch: p
 def test_the_command_runs_as_a_program_of_its_own() -> None:
     command = [sys.executable, "-m", "deployments.cli", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    for name in ("up", "train", "generate", "ls", "ps", "show", "rm", "jobs", "preview", "import"):
+    for name in (
+        "up",
+        "train",
+        "generate",
+        "ls",
+        "ps",
+        "show",
+        "rm",
+        "jobs",
+        "preview",
+        "import",
+        "versions",
+        "rollback",
+        "runs",
+    ):
         assert f" {name} " in done.stdout
 
 
@@ -362,8 +473,8 @@ def test_preview_of_a_shipped_archive(rookery: Rookery, handle: str, kept: int) 
 
 
 def test_preview_sums_over_several_archives_and_says_what_is_too_little(rookery: Rookery, tmp_path: Path) -> None:
-    archives = [demo.ARCHIVES / f"{handle}.zip" for handle in demo.HANDLES]
-    assert json.loads(rookery("preview", *archives, "--json").out)["kept"] == 451 + 465 + 479
+    paths = [demo.ARCHIVES / f"{handle}.zip" for handle in demo.HANDLES]
+    assert json.loads(rookery("preview", *paths, "--json").out)["kept"] == 451 + 465 + 479
     few = tmp_path / "few.txt"
     few.write_text("My dream is a very short list of tweets.\n")
     assert json.loads(rookery("preview", few, "--handle", "@ada", "--json").out)["status"] == "too_few"
@@ -372,6 +483,21 @@ def test_preview_sums_over_several_archives_and_says_what_is_too_little(rookery:
 def test_preview_for_people_shows_the_table_of_counts(rookery: Rookery) -> None:
     shown = rookery("preview", demo.ARCHIVES / "unit_seven.zip")
     assert ["@unit_seven", "516", "25", "12", "479"] in [line.split() for line in shown.out.splitlines()]
+
+
+def test_preview_for_people_says_what_was_left_out_and_why_then_five_posts(rookery: Rookery) -> None:
+    lines = rookery("preview", demo.ARCHIVES / "unit_seven.zip").out.splitlines()
+    told = [" ".join(line.split()) for line in lines]
+    assert "status enough to learn from" in told
+    assert "25 others' posts, passed on" in told and "12 fewer than 3 words of their own" in told
+    samples = json.loads(rookery("preview", demo.ARCHIVES / "unit_seven.zip", "--json").out)["samples"]
+    assert len(samples) == 5 and lines[-5:] == samples
+
+
+def test_every_reason_to_leave_a_record_out_has_words() -> None:
+    files = Path(archives.__file__).parent.glob("*.py")
+    reasons = {reason for file in files for reason in re.findall(r'leave_out\("(\w+)"', file.read_text())}
+    assert len(reasons) > 5 and reasons <= show.WHY_LEFT_OUT.keys()
 
 
 def test_preview_of_what_is_no_archive_is_refused(rookery: Rookery, tmp_path: Path) -> None:

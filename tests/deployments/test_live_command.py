@@ -166,4 +166,4 @@ def _steps(url: str, job_id: str) -> int:
 
 def _training_processes(service: LiveService) -> list[psutil.Process]:
     family = psutil.Process(service.process.pid).children(recursive=True)
-    return [process for process in family if "serve.training.run" in process.cmdline()]
+    return [process for process in family if "serve.training.jobs.run" in process.cmdline()]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import csv
+import itertools
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -413,6 +415,132 @@ def test_an_archive_becomes_a_model_that_answers_at_once(client: OpenAI, live_se
     assert client.models.delete("huggingtweets/unit_seven").deleted
     with pytest.raises(openai.NotFoundError):
         text_of(client, model="huggingtweets/unit_seven")
+
+
+@pytest.mark.timeout(600)  # two trainings
+def test_the_whole_life_of_a_job_and_its_model(client: OpenAI, live_url: str) -> None:
+    jobs, model, suffix = client.fine_tuning.jobs, "huggingtweets/phoenix", "phoenix"
+
+    def voice(name: str) -> str:  # greedy, all tiny models say the same
+        return text_of(client, model=name, temperature=1, seed=1, max_tokens=40)
+
+    # 1. However often it is asked for, it is made once.
+    file = client.files.create(file=ARCHIVE, purpose="fine-tune")
+    asked: Asked = {
+        "model": BASE,
+        "training_file": file.id,
+        "suffix": suffix,
+        "seed": 1,
+        "metadata": {"life": "first"},
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 6, "batch_size": "auto"}}},
+        "extra_headers": {"Idempotency-Key": "life-1"},
+    }
+    job, same = jobs.create(**asked), jobs.create(**asked)
+    assert job.id == same.id and job.estimated_finish is None and job.trained_tokens is None
+    with pytest.raises(openai.ConflictError) as conflict:
+        jobs.create(**{**asked, "seed": 2})
+    assert conflict.value.response.headers["x-should-retry"] == "false"
+
+    # 2. It tells how far it is, and when it will be ready.
+    def steps() -> list[Asked]:
+        events = itertools.islice(jobs.list_events(job.id, limit=3), 20)  # the client pages
+        return [event.to_dict()["data"] for event in events if event.type == "metrics"]  # type: ignore[misc]
+
+    wait_until(lambda: any(told["step"] for told in steps()), 90)
+    told = steps()[0]
+    assert told["train_loss"] > 0 and told["learning_rate"] > 0 and told["step"] <= told["total_steps"]
+    assert (jobs.retrieve(job.id).estimated_finish or 0) >= job.created_at
+
+    # 3. It rests when it is told to, and goes on where it was.
+    assert jobs.pause(job.id).status in ("running", "paused")
+    wait_until(lambda: str(jobs.retrieve(job.id).status) == "paused", 30)
+    rested = steps()[0]["step"]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(f"{model}@main")
+    assert jobs.resume(job.id).status in ("queued", "running")
+    job = finish(client, job.id)
+    assert job.fine_tuned_model == model and job.trained_tokens and job.error is None
+    messages = [event.message for event in jobs.list_events(job.id, limit=100)]
+    assert any(message.startswith("Training goes on from checkpoint") for message in messages)
+    assert steps()[0]["step"] == steps()[0]["total_steps"] > rested > 0
+    used = job.hyperparameters.to_dict()
+    assert (used["n_epochs"], used["batch_size"]) == (6, 1) and used["learning_rate_multiplier"] != "auto"
+    assert job.method and job.method.supervised and job.method.supervised.hyperparameters
+    assert job.method.supervised.hyperparameters.to_dict() == used
+
+    # 4. Its checkpoints can be asked, and are not the model.
+    checkpoints = list(jobs.checkpoints.list(job.id, limit=2))
+    assert checkpoints and len({one.id for one in checkpoints}) == len(checkpoints)
+    assert [one.step_number for one in checkpoints] == sorted((one.step_number for one in checkpoints), reverse=True)
+    last = voice(model)
+    for one in (checkpoints[0], checkpoints[-1]):
+        name, _, revision = one.fine_tuned_model_checkpoint.partition("@")
+        assert name == model and revision and one.fine_tuning_job_id == job.id
+        assert one.metrics.step == one.step_number and (one.metrics.train_loss or 0) > 0
+        assert voice(one.fine_tuned_model_checkpoint) != last
+    assert (checkpoints[-1].metrics.full_valid_loss or 0) > 0
+
+    # 5. Its numbers are a table.
+    (result_file,) = job.result_files
+    assert client.files.retrieve(result_file).purpose == "fine-tune-results"
+    rows = list(csv.DictReader(client.files.content(result_file).text.splitlines()))
+    assert {"step", "train_loss", "valid_loss", "learning_rate"} <= rows[0].keys()
+    numbers = [int(row["step"]) for row in rows]
+    assert numbers == sorted(set(numbers)) and numbers[-1] == steps()[0]["total_steps"]
+    assert all(float(row["train_loss"]) > 0 for row in rows if row["train_loss"])
+
+    # 6. It is found by what was written on it, also page by page.
+    again = jobs.create(**{**asked, "seed": 2, "metadata": {"life": "second"}, "extra_headers": {}})
+    assert [one.id for one in jobs.list(metadata={"life": "first"})] == [job.id]
+    listed = [one.id for one in jobs.list(limit=1)]
+    assert len(set(listed)) == len(listed) and listed.index(again.id) < listed.index(job.id)
+
+    # 7. Learnt anew it is a new version; the old one answers as before, and under the name again if that is wanted.
+    assert finish(client, again.id).fine_tuned_model == model
+    newer = voice(model)
+    versions = httpx.get(f"{live_url}/v1/models/huggingtweets%2Fphoenix/versions", timeout=30).json()["data"]
+    new, old = (one for one in versions if one["step"] is None)
+    assert (new["is_main"], old["is_main"]) == (True, False) and (new["job_id"], old["job_id"]) == (again.id, job.id)
+    assert voice(old["id"]) == last and voice(new["id"]) == newer != last
+    for version, text in ((old, last), (new, newer), (old, last)):
+        answer = httpx.post(
+            f"{live_url}/v1/models/{model}/rollback", json={"revision": version["revision"]}, timeout=30
+        )
+        assert answer.json()["is_main"], answer.text
+        assert voice(model) == text
+    assert client.models.retrieve(model).to_dict()["revision"] == old["revision"]
+    picture = httpx.get(f"{live_url}/v1/models/{old['id']}/picture", timeout=30)
+    assert picture.content.startswith(b"\x89PNG") and "immutable" in picture.headers["cache-control"]
+
+    # 8. What it was made from and of is on record.
+    preprocess, train = httpx.get(f"{live_url}/v1/fine_tuning/jobs/{job.id}/runs", timeout=30).json()["data"]
+    assert (preprocess["job_type"], train["job_type"]) == ("preprocess", "train")
+    assert preprocess["outputs"][0]["id"] in {one["id"] for one in train["inputs"]}
+    assert train["tables"]["examples"]["columns"] == ["Input", "Prediction"]
+
+    # 9. Deleted, all its versions are gone; the archive can go too.
+    assert client.models.delete(model).deleted
+    for gone in (model, old["id"], new["id"], checkpoints[0].fine_tuned_model_checkpoint):
+        with pytest.raises(openai.NotFoundError):
+            voice(gone)
+    assert client.files.delete(file.id).deleted
+
+
+def finish(client: OpenAI, job_id: str) -> FineTuningJob:
+    """The job when it has succeeded."""
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job_id).status in ("succeeded", "failed", "cancelled"), 180)
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def test_an_archive_is_looked_into_without_being_kept(client: OpenAI, live_url: str) -> None:
+    before = [file.id for file in client.files.list()]
+    with ARCHIVE.open("rb") as archive:
+        report = httpx.post(f"{live_url}/v1/archives/preview", files={"archive": archive}, timeout=60).json()
+    assert (report["handle"], report["format"], report["kept"]) == ("unit_seven", "x-archive", 479)
+    assert len(report["samples"]) == 5
+    assert [file.id for file in client.files.list()] == before
 
 
 def test_a_running_job_is_cancelled_and_leaves_no_model(client: OpenAI) -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from serve.errors import Conflict, ModelNotFound, NotFound, TooFewTweets
-from serve.types import FileRecord, Job, JobEvent, JobRequest, JobStatus, ModelInfo, Page
+from serve.errors import BadUpload, Conflict, ModelNotFound, NotFound, TooFewTweets
+from serve.types import (
+    Artifact,
+    Checkpoint,
+    FileRecord,
+    Job,
+    JobEvent,
+    JobRequest,
+    JobStatus,
+    ModelId,
+    ModelInfo,
+    Page,
+    RevisionInfo,
+    Run,
+    TrainingFile,
+)
 
 T = TypeVar("T")
 
@@ -19,8 +33,12 @@ def page(items: list[T], ids: list[str], limit: int, after: str | None) -> Page[
 
 
 class MemoryCatalogue:
+    """Models with three versions each, newest first, of which the middle one is a checkpoint; `pictures` as given."""
+
     def __init__(self, *model_ids: str) -> None:
         self.models = {id: ModelInfo(id, "abc123", 1_700_000_000, 10, "rookery") for id in model_ids}
+        self.main: dict[str, str] = {}
+        self.pictures: dict[str, Path] = {}
 
     def list_models(self, *, limit: int, after: str | None = None, query: str | None = None) -> Page[ModelInfo]:
         found = [info for info in self.models.values() if (query or "") in info.model_id]
@@ -41,6 +59,30 @@ class MemoryCatalogue:
 
     def read_card(self, model_id: str) -> str:
         return f"# {self.get_model(model_id).model_id}"
+
+    def find_picture(self, model_id: str) -> Path:
+        name = str(ModelId.parse(model_id))
+        self.get_model(name)
+        if name not in self.pictures:
+            raise ModelNotFound("The model has no picture.", param="model")
+        return self.pictures[name]
+
+    def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
+        self.get_model(model_id)
+        main = self.main.get(model_id, "abc123")
+        return tuple(
+            RevisionInfo(model_id, name, 1_700_000_000 - age, 10, name == main, "ftjob-0", step, {"train": 3.5})
+            for age, (name, step) in enumerate([("abc123", None), ("abc122", 40), ("abc121", None)])
+        )
+
+    def roll_back(self, model_id: str, revision: str) -> RevisionInfo:
+        found = {info.revision: info for info in self.list_revisions(model_id)}
+        if revision not in found:
+            raise ModelNotFound("There is no such revision.", param="revision")
+        if found[revision].step is not None:
+            raise Conflict("A checkpoint cannot be 'main'.", param="revision")
+        self.main[model_id] = revision
+        return dataclasses.replace(found[revision], is_main=True)
 
 
 class MemoryFiles:
@@ -73,20 +115,33 @@ class MemoryFiles:
 
 
 class MemoryJobs:
-    """A handle called `short` has too little text to learn from."""
+    """A handle called `short` has too little text to learn from. A job that has been paused has a checkpoint."""
 
     def __init__(self, files: MemoryFiles) -> None:
         self.files = files
         self.jobs: dict[str, Job] = {}
+        self.keys: dict[tuple[str, str], tuple[JobRequest, str]] = {}
 
-    def create_job(self, request: JobRequest) -> Job:
+    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+        contents = dataclasses.replace(request, files=tuple(map(self._content, request.files)), validation_file=None)
+        if idempotency_key is not None and (request.owner, idempotency_key) in self.keys:
+            first, id = self.keys[request.owner, idempotency_key]
+            if contents != first:
+                raise Conflict("The key was used for another request.", param="idempotency-key")
+            return self.jobs[id]
+        if request.validation_file is not None:
+            self.files.get_file(request.validation_file)
         for file in request.files:
-            self.files.get_file(file.file_id)
             if file.handle == "short":
                 raise TooFewTweets("@short has 3 tweets; at least 20 are needed.", param="training_file")
         id = f"ftjob-{len(self.jobs)}"
         self.jobs[id] = Job(id, request, JobStatus.QUEUED, 1_700_000_000, request.seed or 0)
+        if idempotency_key is not None:
+            self.keys[request.owner, idempotency_key] = contents, id
         return self.jobs[id]
+
+    def _content(self, file: TrainingFile) -> TrainingFile:
+        return dataclasses.replace(file, file_id=self.files.get_file(file.file_id).path.read_bytes().hex())
 
     def get_job(self, job_id: str) -> Job:
         if job_id not in self.jobs:
@@ -96,15 +151,28 @@ class MemoryJobs:
     def list_jobs(
         self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Page[Job]:
-        found = [job for job in self.jobs.values() if (metadata or {}).items() <= job.request.metadata.items()][::-1]
+        found = [job for job in self.jobs.values() if _matches(job, metadata)][::-1]
         return page(found, [job.id for job in found], limit, after)
 
     def cancel_job(self, job_id: str) -> Job:
+        self._require_open(job_id)
+        return self._set(job_id, JobStatus.CANCELLED, finished_at=1_700_000_001)
+
+    def pause_job(self, job_id: str) -> Job:
+        self._require_open(job_id)
+        return self._set(job_id, JobStatus.PAUSED)
+
+    def resume_job(self, job_id: str) -> Job:
+        if self.get_job(job_id).status is not JobStatus.PAUSED:
+            raise Conflict(f"Job {job_id} is not paused.")
+        return self._set(job_id, JobStatus.QUEUED)
+
+    def _require_open(self, job_id: str) -> None:
         if self.get_job(job_id).status.is_final:
             raise Conflict(f"Job {job_id} has already ended.")
-        self.jobs[job_id] = dataclasses.replace(
-            self.jobs[job_id], status=JobStatus.CANCELLED, finished_at=1_700_000_001
-        )
+
+    def _set(self, job_id: str, status: JobStatus, **changes: Any) -> Job:
+        self.jobs[job_id] = dataclasses.replace(self.jobs[job_id], status=status, **changes)
         return self.jobs[job_id]
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
@@ -114,3 +182,51 @@ class MemoryJobs:
             for i in reversed(range(3))
         ]
         return page(events, [event.id for event in events], limit, after)
+
+    def list_checkpoints(self, job_id: str, *, limit: int, after: str | None = None) -> Page[Checkpoint]:
+        self.get_job(job_id)
+        checkpoints = [
+            Checkpoint(
+                f"ftckpt-{step}",
+                job_id,
+                1_700_000_000 + step,
+                step,
+                f"huggingtweets/ada@step{step}",
+                {"train_loss": 3.5, "valid_loss": 3.75},
+            )
+            for step in (30, 20, 10)
+        ]
+        return page(checkpoints, [checkpoint.id for checkpoint in checkpoints], limit, after)
+
+    def list_runs(self, job_id: str) -> tuple[Run, ...]:
+        if self.get_job(job_id).status is not JobStatus.SUCCEEDED:
+            return ()
+        raw, data = Artifact("raw-dataset", "tweets-ada", "aa", 0), Artifact("train-dataset", "dataset-ada", "bb", 1)
+        model = Artifact("finetuned-model", "ada", "cc", 2, {"revision": "abc123"})
+        table = {"columns": ["Input", "Prediction"], "data": [["My dream is", " tea."]]}
+        return (
+            Run(job_id, "preprocess", "@ada-preprocess", 1, 2, inputs=(raw,), outputs=(data,)),
+            Run(
+                *(job_id, "train", "@ada-train", 2, 3),
+                config={"n_epochs": 4},
+                summary={"train_loss": 3.5},
+                history={"step": [1, 2], "train_loss": [4.0, float("nan")]},
+                tables={"examples": table},
+                inputs=(data,),
+                outputs=(model,),
+            ),
+        )
+
+
+def _matches(job: Job, metadata: Mapping[str, str] | None) -> bool:
+    if metadata is not None and not metadata:
+        return not job.request.metadata
+    return (metadata or {}).items() <= job.request.metadata.items()
+
+
+def memory_preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
+    """What lies under which name. Bytes that begin with `junk` are no archive."""
+    contents = {path.name: path.read_bytes() for path in paths}
+    if any(content.startswith(b"junk") for content in contents.values()):
+        raise BadUpload("This is no archive.", param="file")
+    return {"handle": handle, "contents": {name: content.decode() for name, content in contents.items()}}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from serve.errors import ModelNotFound
-from serve.store.card import PREPROCESS_RUN, TRAIN_RUN, CardFacts, build_card
+from serve.store.card import PICTURE, PREPROCESS_RUN, TRAIN_RUN, CardFacts, build_card
 
 ADA = CardFacts(
     model_id="huggingtweets/ada",
@@ -41,7 +42,10 @@ def test_card_of_one_account_tells_everything() -> None:
         "| Tweets kept | 3046 |",
         "openai\\-community\\/gpt2",
         "| epochs | 4 |",
-        "| evaluation | 3.3000 |",
+        "| evaluation | 3.3000 | 27.11 |",
+        f"({PICTURE})",
+        f"| [\\@ada\\-preprocess]({PREPROCESS_RUN}) | tweets\\-ada | dataset\\-ada |",
+        f"| [\\@ada\\-train]({TRAIN_RUN}) | dataset\\-ada, openai\\-community\\/gpt2 | ada |",
         "pipeline('text-generation', model='huggingtweets/ada')",
         'generator("My dream is", num_return_sequences=5)',
         "## Limitations and bias",
@@ -67,7 +71,7 @@ def test_front_matter_is_what_the_hub_reads() -> None:
 
 
 def test_front_matter_names_the_folders_own_picture_where_no_other_is_known() -> None:
-    assert front_matter(build_card(dataclasses.replace(ADA, thumbnail=None)))["thumbnail"] == "thumbnail.png"
+    assert front_matter(build_card(dataclasses.replace(ADA, thumbnail=None)))["thumbnail"] == PICTURE
 
 
 def test_several_accounts_are_a_cyborg_with_a_column_each() -> None:
@@ -101,7 +105,12 @@ def test_front_matter_cannot_be_left(value: str) -> None:
     facts = dataclasses.replace(ADA, language=value, base_model=value, thumbnail="javascript:" + value)
     data = front_matter(build_card(facts))
     assert data["language"] == data["base_model"] == " ".join(value.split())
-    assert "evil" not in data and data["thumbnail"] == "thumbnail.png"
+    assert "evil" not in data and data["thumbnail"] == PICTURE
+
+
+def test_lineage_of_a_cyborg_names_each_archive_and_an_endless_loss_has_no_perplexity() -> None:
+    text = build_card(dataclasses.replace(ADA, handles=("Bob", "ada"), losses={"evaluation": math.inf}))
+    assert "| tweets\\-ada, tweets\\-bob |" in text and "| evaluation | inf | ∞ |" in text
 
 
 def test_model_id_in_the_example_must_be_an_id() -> None:

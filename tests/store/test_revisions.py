@@ -227,6 +227,7 @@ _CHILD = textwrap.dedent("""
     store = Store(root, embedded={})
     folder = store.stage()
     shutil.copytree(source, folder, dirs_exist_ok=True)
+    store.keep_dataset(folder, "0" * 64, ["a line"])
     done = 0
 
     def counted(function):
@@ -255,6 +256,8 @@ def test_process_killed_between_any_two_steps_of_publish_leaves_old_or_new(tmp_p
         shutil.copytree(tmp_path / "old", root, symlinks=True)
         child = _publish_in_child(root, source, fatal)
         met.append(_revision_met(root))
+        kept = Store(root, embedded={}).find_dataset("huggingtweets/ada", "0" * 64)
+        assert kept or met[-1] == old, "a revision without what it has learnt"
         assert Store(root, embedded={}).import_folder(source, "huggingtweets/ada").revision == new
         if child.returncode == 0:
             break

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
+from serve.database.connection import Database
 from serve.store.revisions import Store
-from serve.training.database import Database
-from serve.training.jobs import JobStore
-from serve.training.options import RunOptions
-from serve.training.queue import JobQueue
+from serve.training.jobs.options import RunOptions
+from serve.training.jobs.queue import JobQueue
+from serve.training.jobs.store import JobStore
 from serve.types import FileRecord, Hyperparameters, Job, JobRequest, TrainingFile
 from tests.fakes.models import write_tiny_gpt2
 
@@ -52,9 +53,9 @@ def made_up_texts(number: int, seed: int = 0) -> list[str]:
 class Training:
     """A data folder with a database, uploads and a tiny base model."""
 
-    def __init__(self, root: Path, **options: object) -> None:
+    def __init__(self, root: Path, database_url: str | None = None, **options: object) -> None:
         self.options = RunOptions(
-            database_url=f"sqlite:///{root / 'rookery.db'}",
+            database_url=database_url or f"sqlite:///{root / 'rookery.db'}",
             data_dir=root,
             embedded={BASE: write_tiny_gpt2(root / "base")},
             num_threads=1,
@@ -64,6 +65,7 @@ class Training:
         self.store = Store(root, embedded=self.options.embedded)
         self.jobs = JobStore(self.database, self.options.uploads, check_base=self.store.resolve)
         self.queue = JobQueue(self.database)
+        self.to_close: list[Callable[[], None]] = [self.database.close]
         self._root = root
 
     def upload(self, number: int = 150, seed: int = 0, purpose: str = "fine-tune") -> FileRecord:
@@ -82,6 +84,10 @@ class Training:
         wanted = Hyperparameters(**{"n_epochs": 1, **hyperparameters})  # type: ignore[arg-type]
         files = (TrainingFile(self.upload(number, purpose=purpose).id, handle),)
         return self.jobs.create_job(JobRequest(base_model=BASE, files=files, hyperparameters=wanted, seed=seed))
+
+    def close(self) -> None:
+        for close in self.to_close:
+            close()
 
     def messages(self, job_id: str) -> list[str]:
         return [event.message for event in self.jobs.list_events(job_id, limit=1000).items][::-1]

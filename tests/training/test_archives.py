@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import tarfile
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +17,27 @@ from serve.training.archives import IMPORTERS, Archive, Importer, read_archive
 from serve.training.archives.json_stream import read_values
 from serve.training.archives.tweets import parse_time
 from serve.training.clean import clean
-from tests.training.archive_files import account, note, script, tweet, wrapped, write_lines, write_zip, x_zip
+from tests.training.archive_files import (
+    ADA,
+    DID,
+    PNG,
+    PUBLIC,
+    Car,
+    account,
+    boost,
+    create,
+    mastodon_members,
+    note,
+    outbox,
+    repository,
+    script,
+    tweet,
+    wrapped,
+    write_lines,
+    write_tar,
+    write_zip,
+    x_zip,
+)
 
 
 def texts(archive: Archive) -> list[str]:
@@ -324,10 +346,11 @@ def test_a_file_of_several_people_names_nobody(tmp_path: Path) -> None:
 
 def test_values_larger_than_a_chunk_are_read_whole(tmp_path: Path) -> None:
     with open(
-        write(tmp_path / "v.json", json.dumps([{"a": "x" * 3_000_000}, 12, "é" * 1_500_000])), encoding="utf-8"
+        write(tmp_path / "v.json", json.dumps([{"a": "x" * 1_000_000}, 12, "é" * 500_000], ensure_ascii=False)),
+        encoding="utf-8",
     ) as text:
         values = list(read_values(text, "v.json"))
-    assert [len(values[0]["a"]), values[1], len(values[2])] == [3_000_000, 12, 1_500_000]
+    assert [len(values[0]["a"]), values[1], len(values[2])] == [1_000_000, 12, 500_000]
 
 
 def test_bluesky_records_have_their_links_expanded_by_bytes(tmp_path: Path) -> None:
@@ -350,6 +373,208 @@ def test_bluesky_records_have_their_links_expanded_by_bytes(tmp_path: Path) -> N
     assert texts(archive) == ["Žluťoučký kůň: https://example.org/very/long galloped", ""]
     assert clean(archive).counts == {"downloaded": 2, "retweets": 1, "short": 0, "kept": 1}
     assert archive.left_out == {"other_record": 1}
+
+
+def test_bluesky_records_may_come_in_pages_with_their_keys_in_any_order(tmp_path: Path) -> None:
+    record = {"cid": "x", "value": {"text": "first"}, "uri": f"at://{DID}/app.bsky.feed.post/3k"}
+    pages = [{"cursor": "3k", "records": [record]}, {"cursor": None, "records": []}]
+    archive = read_archive(write_lines(tmp_path / "records.json", pages))
+    assert (texts(archive), archive.format, archive.left_out) == (["first"], "bluesky-jsonl", {})
+
+
+def test_bluesky_records_of_two_accounts_are_refused(tmp_path: Path) -> None:
+    rows = [{"uri": f"at://did:plc:{who}/app.bsky.feed.post/3k", "value": {"text": "a"}} for who in ("ada", "bob")]
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write_lines(tmp_path / "records.jsonl", rows))
+
+
+def test_a_page_too_large_to_hold_is_read_in_parts(tmp_path: Path) -> None:
+    users = [{"id": str(number), "username": f"user{number}", "bio": "x" * 1_000} for number in range(3_000)]
+    tweets = [{"id": str(number), "author_id": "7", "text": "y" * 1_000} for number in range(3_000)]
+    page = {"data": tweets, "includes": {"users": users, "tweets": [{"text": "CANARY-theirs"}]}, "meta": {"n": 1}}
+    archive = read_archive(write(tmp_path / "page.json", json.dumps(page)))
+    assert (len(archive.posts), archive.handle, archive.left_out) == (3_000, "user7", {})
+
+
+def test_the_author_of_a_page_is_not_taken_for_that_of_all_pages(tmp_path: Path) -> None:
+    users = [{"id": "1", "username": "ada"}]
+    pages = [{"data": [{"id": f"{i}", "author_id": f"{i}", "text": "a"}], "includes": {"users": users}} for i in (1, 2)]
+    assert read_archive(write_lines(tmp_path / "pages.jsonl", pages)).handle is None
+
+
+# --- Bluesky's repository -----------------------------------------------------------------------------------
+
+
+def test_a_repository_gives_what_its_tree_reaches(tmp_path: Path) -> None:
+    path = write(tmp_path / "repo.car", repository({"3lbk4zvhrgc2k": "one", "3lbk4zvhrgc2m": "two"}))
+    archive = read_archive(path)
+    assert (texts(archive), archive.format, archive.handle) == (["one", "two", ""], "bluesky-car", None)
+    assert [post.is_retweet for post in archive.posts] == [False, False, True]
+    assert archive.left_out == {"other_record": 1}
+    assert archive.posts[0].id == f"at://{DID}/app.bsky.feed.post/3lbk4zvhrgc2k"
+
+
+def test_a_repository_is_read_from_a_tree_of_several_nodes(tmp_path: Path) -> None:
+    car = Car()
+    keys = [f"app.bsky.feed.post/{letter}" for letter in "abcdef"]
+    cids = {key: car.put({"text": key}) for key in keys}
+    low, high = car.node({key: cids[key] for key in keys[:2]}), car.node({key: cids[key] for key in keys[4:]})
+    tree = car.node({key: cids[key] for key in keys[2:4]}, left=low, after=high)
+    assert texts(read_archive(write(tmp_path / "r.car", car.finish(tree)))) == keys
+
+
+def test_the_record_key_is_the_clock_and_not_what_the_client_wrote(tmp_path: Path) -> None:
+    car = Car()
+    wrong = {"text": "a", "createdAt": "1970-01-01T00:00:00Z"}
+    records = {"app.bsky.feed.post/3jzfcijpj2z2a": car.put(wrong), "app.bsky.feed.post/self": car.put(wrong | {"x": 1})}
+    archive = read_archive(write(tmp_path / "r.car", car.finish(car.node(records))))
+    assert [post.created_at and post.created_at.year for post in archive.posts] == [2023, 1970]
+
+
+def test_a_record_that_is_absent_is_left_out_and_a_node_that_is_absent_refuses(tmp_path: Path) -> None:
+    car = Car()
+    records = {f"app.bsky.feed.post/{key}": car.put({"text": key}) for key in "ab"}
+    tree = car.node(records)
+    del car.blocks[records["app.bsky.feed.post/a"]]
+    archive = read_archive(write(tmp_path / "r.car", car.finish(tree)))
+    assert (texts(archive), archive.left_out) == (["b"], {"missing": 1})
+    del car.blocks[tree]
+    with pytest.raises(BadUpload, match="absent"):
+        read_archive(write(tmp_path / "r.car", car.finish(tree)))
+
+
+# --- Mastodon -----------------------------------------------------------------------------------------------
+
+FOLLOWERS = f"{ADA}/followers"
+
+
+def test_a_mastodon_archive_gives_what_is_public_or_unlisted(tmp_path: Path) -> None:
+    activities = [
+        create(1, "<p>public</p>", cc=[FOLLOWERS]),
+        create(2, "<p>unlisted</p>", to=[FOLLOWERS], cc=[PUBLIC]),
+        create(3, "<p>CANARY-followers</p>", to=[FOLLOWERS]),
+        create(4, "<p>CANARY-direct</p>", to=["https://other.example/users/bob"]),
+        create(5, "<p>CANARY-nobody</p>", to=[]),
+        boost(6),
+        {**boost(7), "to": [FOLLOWERS]},
+        {"id": "8", "type": "Delete", "actor": ADA, "to": [PUBLIC], "object": "CANARY"},
+        create(9, "<p>CANARY-theirs</p>", attributedTo="https://other.example/users/bob"),
+    ]
+    archive = read_archive(write_zip(tmp_path / "m.zip", mastodon_members(*activities)))
+    assert [(post.text.strip(), post.is_retweet) for post in archive.posts] == [
+        ("public", False),
+        ("unlisted", False),
+        ("", True),
+    ]
+    assert archive.left_out == {"not_public": 4, "other_record": 2}
+    assert (archive.handle, archive.display_name, archive.format) == ("ada.social.example", "Ada & Co", "mastodon")
+    assert archive.avatar == PNG
+    assert archive.posts[0].created_at == datetime(2024, 11, 9, 12, 14, 18, tzinfo=UTC)
+
+
+def test_a_note_that_is_private_in_a_public_activity_is_private(tmp_path: Path) -> None:
+    activity = create(1, "CANARY") | {"to": [PUBLIC]}
+    activity["object"]["to"] = [FOLLOWERS]
+    assert texts(read_archive(write_zip(tmp_path / "m.zip", mastodon_members(activity)))) == []
+
+
+def test_warnings_poll_options_and_descriptions_of_pictures_are_not_text(tmp_path: Path) -> None:
+    options = [{"type": "Note", "name": "CANARY-option"}]
+    more: dict[str, Any] = {
+        "summary": "CANARY-warning",
+        "attachment": [{"name": "CANARY-alt"}],
+        "oneOf": options,
+        "type": "Question",
+    }
+    archive = read_archive(write_zip(tmp_path / "m.zip", mastodon_members(create(1, "<p>Tea or coffee?</p>", **more))))
+    assert clean(archive).kept == ("Tea or coffee?",)
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<p>one</p><p>two<br />three</p>", "one\n\ntwo\nthree"),
+        ("<p>it&#39;s &lt;b&gt; &amp;amp;</p>", "it's <b> &amp;"),
+        (
+            '<a href="x"><span class="invisible">https://</span><span class="ellipsis">example.org/a</span>'
+            '<span class="invisible">/b?c=1</span></a>',
+            "https://example.org/a/b?c=1",
+        ),
+        ('hi <span class="h-card"><a class="u-url mention">@<span>bob</span></a></span>', "hi @bob"),
+        ('<a class="mention hashtag">#<span>Tag</span></a>', "#Tag"),
+        ("<ul><li>a</li><li>b</li></ul>c", "a\nb\n\n\nc"),
+        ("a<script>CANARY</script><style>CANARY</style>", "a"),
+        ('<p class="quote-inline">RE: <a>https://x</a></p><p>mine</p>', "mine"),
+        ("plain, no tags", "plain, no tags"),
+        ("", ""),
+    ],
+)
+def test_html_becomes_what_a_reader_sees(tmp_path: Path, html: str, text: str) -> None:
+    archive = read_archive(write_zip(tmp_path / "m.zip", mastodon_members(create(1, html))))
+    assert [post.text.strip() for post in archive.posts] == [text]
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["", "./", "archive-2019/"])
+def test_a_mastodon_archive_of_an_older_server_is_a_tar(tmp_path: Path, mode: str, form: int, folder: str) -> None:
+    long_name = "media_attachments/files/" + "é" * 60 + "x" * 90
+    members = {**mastodon_members(create(1, "<p>mine</p>")), long_name if form else "a": bytes(3_000)}
+    named = {folder + name: content for name, content in members.items()}
+    archive = read_archive(write_tar(tmp_path / "m.tar.gz", dict(reversed(named.items())), mode, format=form))
+    assert [post.text.strip() for post in archive.posts] == ["mine"]
+    assert (archive.handle, archive.avatar) == ("ada.social.example", PNG)
+
+
+def test_an_outbox_alone_is_read_and_names_its_owner_by_address(tmp_path: Path) -> None:
+    archive = read_archive(write(tmp_path / "outbox.json", outbox(create(1, "<p>mine</p>"), boost(2))))
+    assert [post.is_retweet for post in archive.posts] == [False, True]
+    assert (archive.handle, archive.format) == ("ada.social.example", "mastodon")
+
+
+def test_an_outbox_too_large_to_hold_is_read_in_parts(tmp_path: Path) -> None:
+    activities = [create(number, f"<p>{random.Random(number).randbytes(1_000).hex()} é</p>") for number in range(2_000)]
+    archive = read_archive(write_zip(tmp_path / "m.zip", mastodon_members(*activities)))
+    assert (len(archive.posts), archive.left_out) == (2_000, {})
+
+
+@pytest.mark.parametrize("actor", ["http://[", "x", "https://social.example/", ["x"], None])
+def test_an_owner_with_a_made_up_address_has_no_handle(tmp_path: Path, actor: object) -> None:
+    activity = {**create(1, "<p>mine</p>"), "actor": actor}
+    activity["object"].pop("attributedTo")
+    assert read_archive(write(tmp_path / "outbox.json", outbox(activity))).handle is None
+
+
+# --- Pictures -----------------------------------------------------------------------------------------------
+
+AVATAR_URL = "https://pbs.twimg.com/profile_images/1/{}"
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "data", "found"),
+    [
+        ("7-ada.jpg", "ada.jpg", b"\xff\xd8\xff\xe0", True),
+        ("7-ada.jpg", "ada_400x400.jpg", b"\xff\xd8\xff\xe0", True),
+        ("7-ada_b.png", "ada_b_normal.png", PNG, True),
+        ("7-ada.webp", "ada.webp", b"RIFF1234WEBPVP8 ", True),
+        ("7-ada.gif", "ada.gif", b"GIF89a", True),
+        ("7-header.jpg", "ada.jpg", b"\xff\xd8\xff\xe0", False),
+        ("7-ada.svg", "ada.svg", b"<svg onload=alert(1)>", False),
+        ("7-ada.jpg", "ada.jpg", b"\xff\xd8\xff" + bytes(1_000_000), False),
+        ("7-ada.jpg", "", b"\xff\xd8\xff\xe0", False),
+    ],
+)
+def test_the_owners_picture_is_taken_from_the_archive(
+    tmp_path: Path, name: str, url: str, data: bytes, found: bool
+) -> None:
+    profile = [{"profile": {"avatarMediaUrl": AVATAR_URL.format(url)}}]
+    beside: dict[str, str | bytes] = {
+        "data/profile.js": script("profile.part0", profile),
+        f"data/profile_media/{name}": data,
+    }
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside))
+    assert archive.avatar == (data if found else None)
+    assert "avatar=" not in repr(archive)
 
 
 # --- CSV ----------------------------------------------------------------------------------------------------
@@ -429,6 +654,69 @@ def test_a_quote_that_is_never_closed_is_refused(tmp_path: Path) -> None:
         read_archive(write(tmp_path / "t.csv", 'id,text\n1,"open' + "\nmore" * 50_000))
 
 
+@pytest.mark.parametrize("spoilt", ["1.45E+18", "1.45e18", "1,45E+18", "1450000000000000000.0"])
+def test_ids_spoilt_in_json_are_no_ids_either(tmp_path: Path, spoilt: str) -> None:
+    rows = [{"id": spoilt, "text": "a"}, {"id": spoilt, "text": "b"}]
+    assert texts(read_archive(write_lines(tmp_path / "t.jsonl", rows))) == ["a", "b"]
+
+
+def test_an_id_of_a_million_digits_makes_no_post_another_one(tmp_path: Path) -> None:
+    digits = "9" * 10**6
+    rows = [{"id": digits, "text": "a"}, {"id_str": digits, "text": "b"}]
+    assert texts(read_archive(write_lines(tmp_path / "t.jsonl", rows))) == ["a", "b"]
+
+
+def test_times_of_year_zero_and_9999_lose_the_time_and_not_the_post(tmp_path: Path) -> None:
+    times = ["0000-01-01T00:00:00Z", "9999-12-31T23:59:59-10:00", "Sat Nov 09 12:14:18 +0000 0000", "9999-12-31"]
+    rows = [{"id": str(number), "text": "a", "created_at": time} for number, time in enumerate(times)]
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", rows))
+    assert [post.created_at and post.created_at.year for post in archive.posts] == [None, None, None, 9999]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.000Z"])
+def test_a_note_of_the_first_or_last_second_of_all_is_survived(tmp_path: Path, time: str) -> None:
+    beside = {"data/note-tweet.js": script("note_tweet.part0", [note("mine and more", time)])}
+    tweets = [tweet(1, "mine", created_at=time)]
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", tweets, beside))) == ["mine and more"]
+
+
+@pytest.mark.parametrize("original", ["café — naïve", "don’t “quote”", "日本語 🎉", "Ада Ловелас"])
+@pytest.mark.parametrize("read_as", ["latin-1", "cp1252"])
+def test_text_encoded_twice_is_repaired(tmp_path: Path, original: str, read_as: str) -> None:
+    spoilt = original.encode().decode(read_as, "surrogateescape")
+    spoilt = "".join(chr(ord(char) - 0xDC00) if 0xDC80 <= ord(char) <= 0xDCFF else char for char in spoilt)
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", [{"id": "1", "text": spoilt}, {"id": "2", "text": "a"}]))
+    assert texts(archive) == [original, "a"]
+
+
+def test_a_file_of_sound_text_is_not_repaired_for_one_spoilt_post(tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": "cafÃ©"}, {"id": "2", "text": "naïve"}, {"id": "3", "text": "don’t"}]
+    assert texts(read_archive(write_lines(tmp_path / "t.jsonl", rows))) == ["cafÃ©", "naïve", "don’t"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "cp1252"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_json_lines_and_text_may_be_in_any_encoding_with_any_line_ends(
+    tmp_path: Path, encoding: str, line_end: str
+) -> None:
+    rows = [json.dumps({"id": str(number), "text": "café"}, ensure_ascii=False) for number in range(3)]
+    assert texts(read_archive(write(tmp_path / "t.jsonl", line_end.join(rows).encode(encoding)))) == ["café"] * 3
+    assert texts(read_archive(write(tmp_path / "t.txt", line_end.join(["café"] * 3).encode(encoding)))) == ["café"] * 3
+
+
+def test_an_early_version_that_knows_no_later_one_is_superseded(tmp_path: Path) -> None:
+    tweets = [edited(1, "first", [1], later=False), edited(2, "second", [1, 2], later=True)]
+    archive = read_archive(x_zip(tmp_path / "x.zip", tweets))
+    assert (texts(archive), archive.left_out) == (["second"], {"superseded_edit": 1})
+
+
+def test_a_search_of_api_v1_and_a_file_of_tweets_under_a_name_are_read(tmp_path: Path) -> None:
+    found = {"statuses": [tweet(1, "mine")], "search_metadata": {"count": 1}}
+    assert texts(read_archive(write(tmp_path / "t.json", json.dumps(found)))) == ["mine"]
+    named = {"tweets": wrapped(tweet(1, "mine")), "like": [{"like": {"fullText": "CANARY"}}]}
+    assert texts(read_archive(write(tmp_path / "t.json", json.dumps(named)))) == ["mine"]
+
+
 # --- Text ---------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +724,18 @@ def test_each_line_of_a_text_is_a_post(tmp_path: Path) -> None:
     archive = read_archive(write(tmp_path / "t.txt", "\ufeffone two three\r\n\r\n  RT @b: x\rline\u2028sep\n"))
     assert texts(archive) == ["one two three", "RT @b: x", "line\u2028sep"]
     assert [post.is_retweet for post in archive.posts] == [False, True, False]
+
+
+@pytest.mark.parametrize("line_end", [" ", "\n\n"])
+def test_prose_is_refused_and_says_what_to_do(tmp_path: Path, line_end: str) -> None:
+    paragraph = "It was a dark and stormy night; the rain fell in torrents. " * 30
+    with pytest.raises(BadUpload, match="prose and not posts. Put each post on a line of its own"):
+        read_archive(write(tmp_path / "novel.txt", line_end.join([paragraph] * 20)))
+
+
+def test_a_long_post_among_short_ones_is_a_post(tmp_path: Path) -> None:
+    lines = ["a short one", *["x" * 3_000], *["another short one"] * 20]
+    assert len(read_archive(write(tmp_path / "t.txt", "\n".join(lines))).posts) == 22
 
 
 @pytest.mark.parametrize(

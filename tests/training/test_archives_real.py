@@ -17,11 +17,7 @@ from tests.conftest import SHARED_DATA
 _EXPECTED = SHARED_DATA / "expected.json"
 EXPECTED: dict[str, Any] = json.loads(_EXPECTED.read_text()) if _EXPECTED.is_file() else {}
 HANDLES: list[dict[str, Any]] = EXPECTED.get("handles", [])
-ARCHIVES: dict[str, dict[str, Any]] = {
-    name: archive
-    for name, archive in EXPECTED.get("archives", {}).items()
-    if name.startswith(("x-", "csv-", "jsonl-")) or name == "bluesky-jsonl"
-}
+ARCHIVES: dict[str, dict[str, Any]] = EXPECTED.get("archives", {})
 COUNTS = ("downloaded", "retweets", "short", "kept")
 HANDLES_IN_FILE = {"x-2024", "x-2021-tweet-js", "x-2019-bare", "x-2017-grailbird", "csv-excel", "jsonl-api-v1.1"}
 
@@ -43,11 +39,33 @@ def test_an_archive_is_counted_and_cleaned_to_the_byte(shared_data: Path, name: 
     cleaned = clean(archive)
     assert cleaned.counts == {key: expected[key] for key in COUNTS}
     assert cleaned.kept_sorted_sha256 == expected["kept_sorted_sha256"]
+    assert cleaned.num_chars == sum(map(len, cleaned.kept)) + 13 * (len(cleaned.kept) - 1)
+    assert cleaned.status == ("ok" if cleaned.num_chars >= 40_000 else "warn_few")
     if name in HANDLES_IN_FILE:
         assert archive.handle == expected["handle"]
-    assert not any(secret in repr(archive) for secret in [*expected.get("must_never_appear", []), "CANARY-"])
     texts = {hashlib.sha256(post.text.encode()).hexdigest() for post in archive.posts}
     assert texts.issuperset(expected.get("note_text_sha256", []))
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_what_is_private_or_another_persons_is_nowhere(shared_data: Path, name: str) -> None:
+    path = shared_data / ARCHIVES[name]["file"]
+    archive = read_archive(path)
+    seen = [*map(repr, archive.posts), *clean(archive).kept, repr(archive), json.dumps(preview([path]))]
+    secrets = [*ARCHIVES[name].get("must_never_appear", []), "CANARY-"]
+    assert not any(secret in text for secret in secrets for text in seen)
+
+
+def test_the_mastodon_archive_names_its_owner_and_leaves_out_what_is_not_public(shared_data: Path) -> None:
+    archive = read_archive(shared_data / ARCHIVES["mastodon"]["file"])
+    assert (archive.handle, archive.display_name) == ("NatlParkService.social.example", "National Park Service")
+    assert archive.left_out == {"not_public": ARCHIVES["mastodon"]["detail"]["skipped_private"]}
+    assert archive.avatar is not None and archive.avatar.startswith(b"\x89PNG")
+
+
+def test_the_bluesky_repository_and_its_records_are_the_same_posts(shared_data: Path) -> None:
+    car, records = (read_archive(shared_data / ARCHIVES[f"bluesky-{form}"]["file"]) for form in ("car", "jsonl"))
+    assert {post.id: post for post in car.posts} == {post.id: post for post in records.posts}
 
 
 def test_what_an_x_archive_has_beside_the_tweets_is_counted_but_not_read(shared_data: Path) -> None:

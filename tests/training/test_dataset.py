@@ -92,6 +92,7 @@ def test_a_preview_of_one_archive_has_its_counts_and_samples(tmp_path: Path) -> 
     samples = report.pop("samples")
     assert report == {
         "handle": "Ada",
+        "display_name": None,
         "format": "csv",
         "downloaded": 21,
         "retweets": 1,
@@ -100,6 +101,8 @@ def test_a_preview_of_one_archive_has_its_counts_and_samples(tmp_path: Path) -> 
         "status": "too_few",
         "kept_sorted_sha256": hashlib.sha256("\n".join(kept).encode()).hexdigest(),
         "left_out": {},
+        "reasons": {},
+        "warnings": ["There are 657 characters of usable text; training needs at least 6,000."],
     }
     assert len(samples) == 5
     assert set(samples) <= set(kept)

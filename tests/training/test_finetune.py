@@ -3,10 +3,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import multiprocessing
+import os
 import shutil
+import signal
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,12 +25,15 @@ from serve.training.finetune import (
     Progress,
     Stopped,
     cut_blocks,
+    encode,
     end_of_text_id,
     find_checkpoint,
     finetune,
     load_tokenizer,
+    suggested_batch_size,
     suggested_multiplier,
 )
+from serve.training.gpt2 import GPT2, read_base
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
 from tests.training.making import made_up_texts
 
@@ -64,7 +73,11 @@ def test_held_out_loss_falls_and_every_step_is_told(spec: FineTuneSpec) -> None:
     assert len(result.previews) == 2 and all(text.startswith("My dream is") for text in result.previews)
 
 
-def test_same_seed_gives_the_same_bytes_and_another_seed_others(spec: FineTuneSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(
+    spec: FineTuneSpec, tmp_path: Path, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    spec = replace(spec, dtype=dtype)
     first = finetune(spec)
     again = finetune(replace(spec, out=tmp_path / "again"))
     finetune(replace(spec, out=tmp_path / "other", seed=4))
@@ -104,8 +117,12 @@ def test_transformers_pipeline_opens_the_folder_as_it_is(spec: FineTuneSpec) -> 
     assert answer["generated_text"].startswith("My dream is")
 
 
-def test_f3_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(spec: FineTuneSpec, tmp_path: Path) -> None:
-    finetune(spec)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_f3_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(
+    spec: FineTuneSpec, tmp_path: Path, dtype: Literal["float32", "bfloat16"]
+) -> None:
+    spec = replace(spec, dtype=dtype)
+    whole = finetune(spec)
     work = tmp_path / "work"
     steps: list[int] = []
     half = replace(spec, out=tmp_path / "half", work=work / "1", checkpoint_every_s=0.0)
@@ -113,12 +130,64 @@ def test_f3_stopped_training_goes_on_from_its_checkpoint_to_the_same_bytes(spec:
         finetune(half, on_progress=lambda p: steps.append(p.step), should_stop=lambda: steps[-1:] == [7])
     assert not (tmp_path / "half" / "model.safetensors").exists()
     checkpoint = find_checkpoint(work)
-    assert checkpoint is not None and checkpoint.name == "checkpoint-8"  # asked before the seventh was told
+    assert checkpoint is not None and checkpoint.name == "checkpoint-7"
+    assert [path.name for path in (work / "1").iterdir()] == ["checkpoint-7"]
     rest: list[int] = []
     resumed = replace(spec, out=tmp_path / "resumed", work=work / "2", resume_from=checkpoint)
     result = finetune(resumed, on_progress=lambda p: rest.append(p.step))
-    assert rest[0] == 9 and [p.step for p in result.history] == list(range(1, result.num_steps + 1))
+    assert rest[0] == 8 and [p.step for p in result.history] == list(range(1, result.num_steps + 1))
     assert _hash(tmp_path / "resumed") == _hash(spec.out)
+    assert [p.train_loss for p in result.history] == [p.train_loss for p in whole.history]
+    assert (result.loss_before, result.loss_after) == (whole.loss_before, whole.loss_after)
+
+
+def test_f3_killed_training_goes_on_from_its_checkpoint_to_the_same_bytes(spec: FineTuneSpec, tmp_path: Path) -> None:
+    finetune(spec)
+    work = tmp_path / "work"
+    killed = replace(spec, out=tmp_path / "killed", work=work / "1", checkpoint_every_s=0.0)
+    child = multiprocessing.get_context("spawn").Process(target=_train_and_die, args=(killed, 11))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    checkpoint = find_checkpoint(work)
+    assert checkpoint is not None
+    finetune(replace(spec, out=tmp_path / "resumed", work=work / "2", resume_from=checkpoint))
+    assert _hash(tmp_path / "resumed") == _hash(spec.out)
+
+
+def _train_and_die(spec: FineTuneSpec, step: int) -> None:
+    def on_progress(progress: Progress) -> None:
+        if progress.step >= step and spec.work is not None and find_checkpoint(spec.work.parent) is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    finetune(spec, on_progress=on_progress)
+
+
+@pytest.mark.parametrize("damage", ["another", "truncated", "version"])
+def test_checkpoint_that_does_not_fit_is_not_used(
+    spec: FineTuneSpec, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps: list[int] = []
+    half = replace(spec, work=tmp_path / "work" / "1", seed=9 if damage == "another" else spec.seed)
+    with pytest.raises(Stopped):
+        finetune(half, on_progress=lambda p: steps.append(p.step), should_stop=lambda: steps[-1:] == [3])
+    checkpoint = find_checkpoint(tmp_path / "work")
+    assert checkpoint is not None
+    if damage == "truncated":
+        (checkpoint / "state.safetensors").write_bytes((checkpoint / "state.safetensors").read_bytes()[:-100])
+    elif damage == "version":  # as an earlier version of the service wrote them
+        for path in checkpoint.iterdir():
+            path.rename(checkpoint / f"old-{path.name}")
+    seen: list[int] = []
+    finetune(replace(spec, resume_from=checkpoint), on_progress=lambda p: seen.append(p.step))
+    assert seen[:2] == [0, 1]
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["checkpoint_ignored"]
+
+
+def test_checkpoint_that_cannot_be_written_ends_training(spec: FineTuneSpec, tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="work"):
+        finetune(replace(spec, work=tmp_path / "work" / "1", checkpoint_every_s=0.0))
 
 
 def test_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
@@ -146,26 +215,61 @@ def test_text_that_spells_end_of_text_does_not_end_it(spec: FineTuneSpec) -> Non
     assert (blocks == END_OF_TEXT).sum() == 2
 
 
+def _published_loss(folder: Path, held_out: Sequence[str]) -> float:
+    """By transformers, in float32, text by text."""
+    from transformers import GPT2LMHeadModel
+
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32), load_tokenizer(folder)
+    total, count = 0.0, 0
+    for text in held_out:
+        ids = torch.tensor([[END_OF_TEXT, *tokenizer.encode(text).ids, END_OF_TEXT]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    return total / count
+
+
 def test_held_out_loss_does_not_depend_on_how_texts_are_batched(
     spec: FineTuneSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import GPT2LMHeadModel
-
-    model = GPT2LMHeadModel.from_pretrained(spec.base, dtype=torch.float32)
-    texts = [encoding.ids for encoding in load_tokenizer(spec.base).encode_batch(list(spec.held_out))]
+    base = read_base(spec.base)
+    model = GPT2(base.shape, base.weights)
+    texts = encode(load_tokenizer(spec.base), spec.held_out)
     together = held_out_loss(model, texts, END_OF_TEXT)
+    assert together == pytest.approx(_published_loss(spec.base, spec.held_out), abs=1e-5)
     monkeypatch.setattr("serve.training.evaluate.BATCH_TOKENS", 1)
     assert together == pytest.approx(held_out_loss(model, texts, END_OF_TEXT), abs=1e-5)
     assert held_out_loss(model, [], END_OF_TEXT) is None
 
 
-def test_loss_after_training_is_that_of_the_published_weights_in_float32(spec: FineTuneSpec) -> None:
-    from transformers import GPT2LMHeadModel
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-3)])
+def test_loss_after_training_is_that_of_the_published_weights(
+    spec: FineTuneSpec, dtype: Literal["float32", "bfloat16"], tolerance: float
+) -> None:
+    result = finetune(replace(spec, dtype=dtype))
+    assert result.bf16 is (dtype == "bfloat16")
+    assert result.loss_after == pytest.approx(_published_loss(spec.out, spec.held_out), abs=tolerance)
 
-    result = finetune(spec)
-    model = GPT2LMHeadModel.from_pretrained(spec.out, dtype=torch.float32)
-    texts = [encoding.ids for encoding in load_tokenizer(spec.out).encode_batch(list(spec.held_out))]
-    assert result.loss_after == pytest.approx(held_out_loss(model, texts, END_OF_TEXT), abs=1e-5)
+
+def test_each_epoch_but_the_last_ends_with_a_loss_and_a_model_if_wanted(spec: FineTuneSpec, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    epochs: list[Progress] = []
+
+    def on_epoch(progress: Progress, write: Callable[[Path], None]) -> None:
+        epochs.append(progress)
+        write(tmp_path / f"epoch-{len(epochs)}")
+
+    three = replace(spec, epochs=[*spec.epochs, spec.epochs[0]])
+    result = finetune(three, on_progress=told.append, on_epoch=on_epoch)
+    assert [p.step for p in epochs] == [math.ceil(result.num_steps * k / 3) for k in (1, 2)]
+    assert [p for p in result.history if p.valid_loss is not None] == epochs
+    assert [p.valid_loss for p in told if p.valid_loss is not None] == [
+        result.loss_before, *(p.valid_loss for p in epochs), result.loss_after
+    ]  # fmt: skip
+    for number, progress in enumerate(epochs, 1):
+        folder = tmp_path / f"epoch-{number}"
+        assert {path.name for path in folder.iterdir()} == {path.name for path in spec.out.iterdir()}
+        assert progress.valid_loss == pytest.approx(_published_loss(folder, spec.held_out), abs=5e-3)
 
 
 def test_base_that_is_deleted_while_it_is_learnt_from_leaves_its_tokenizer(spec: FineTuneSpec) -> None:
@@ -174,13 +278,11 @@ def test_base_that_is_deleted_while_it_is_learnt_from_leaves_its_tokenizer(spec:
     assert (spec.out / "tokenizer.json").read_bytes() == tokenizer
 
 
-def test_texts_are_written_without_dropout(spec: FineTuneSpec) -> None:
-    from transformers import GPT2LMHeadModel
-
-    model, tokenizer = GPT2LMHeadModel.from_pretrained(spec.base), load_tokenizer(spec.base)
-    state = torch.get_rng_state()
-    texts = [preview(mode, tokenizer, num_texts=2, seed=1) for mode in (model.eval(), model.train())]
-    assert texts[0] == texts[1] and model.training and torch.equal(state, torch.get_rng_state())
+def test_writing_texts_draws_nothing_from_torch(spec: FineTuneSpec) -> None:
+    base, tokenizer = read_base(spec.base), load_tokenizer(spec.base)
+    model, state = GPT2(base.shape, base.weights), torch.get_rng_state()
+    texts = [preview(model, tokenizer, num_texts=2, seed=seed) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2] and torch.equal(state, torch.get_rng_state())
 
 
 def test_nothing_to_learn_from_is_refused(spec: FineTuneSpec) -> None:
@@ -215,3 +317,12 @@ def test_a_base_may_suggest_a_larger_learning_rate(tmp_path: Path) -> None:
                            ('{"learning_rate_multiplier": "x"}', 1.0), ("[", 1.0)):  # fmt: skip
         (tmp_path / "training.json").write_text(text)
         assert suggested_multiplier(tmp_path) == expected
+
+
+def test_auto_takes_as_many_tokens_a_step_as_huggingtweets_and_scales_the_rate_by_the_root(tmp_path: Path) -> None:
+    much, little = [["x" * 4096] * 96], [["x" * 4096] * 90]
+    for length, expected in ((256, 4), (1024, 1), (2048, 1)):
+        base = write_tiny_gpt2(tmp_path / str(length), n_positions=length)
+        assert suggested_batch_size(base, much) == expected
+        assert suggested_batch_size(base, little) == 1
+    assert suggested_multiplier(tmp_path, 4) == 2 * suggested_multiplier(tmp_path) == 2.0

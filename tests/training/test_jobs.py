@@ -1,31 +1,31 @@
 from __future__ import annotations
 
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
 
+from serve.database.connection import Database
 from serve.errors import (
     BadUpload,
     Conflict,
     InvalidRequest,
     ModelNotFound,
     NotFound,
-    StoreUnavailable,
     TooFewTweets,
 )
-from serve.training import jobs as jobs_module
-from serve.training.database import Base, Database, JobRow, now_ms
-from serve.training.jobs import JobStore
-from serve.training.queue import MAX_ATTEMPTS, JobQueue, Publication
+from serve.training.jobs import store as store_module
+from serve.training.jobs.queue import MAX_ATTEMPTS, Publication
+from serve.training.jobs.store import JobStore
 from serve.types import BOT_PURPOSE, Hyperparameters, JobRequest, JobStatus, TrainingFile
 from tests.training.making import BASE, Training
 
-POSTGRESQL, SQLITE = postgresql.dialect(), sqlite.dialect()  # type: ignore[no-untyped-call]
 ENDED = -1.0  # a lease that has ended when it begins
+
+
+@pytest.fixture
+def training(training_on_both: Training) -> Training:
+    return training_on_both
 
 
 # --- Files ------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_what_uploads_that_broke_off_have_left_is_swept_after_a_day(
     other.touch()
     JobStore(training.database, uploads)
     assert all(path.exists() for path in (*strays, forgotten))  # they are of today
-    monkeypatch.setattr(jobs_module, "_STALE_AFTER_S", -2)
+    monkeypatch.setattr(store_module, "_STALE_AFTER_S", -2)
     JobStore(training.database, uploads)
     assert sorted(uploads.iterdir()) == sorted([uploads / waiting, kept, other])
 
@@ -95,8 +95,9 @@ def test_created_job_is_queued_with_its_counts_and_survives_a_restart(training: 
     assert job.status is JobStatus.QUEUED
     assert job.result["counts"] == {"ada": {"downloaded": 150, "retweets": 0, "short": 0, "kept": 150}}
     training.database.close()
-    reopened = JobStore(Database(training.options.database_url), training.options.uploads)
-    assert reopened.get_job(job.id) == job
+    reopened = Database(training.options.database_url)
+    assert JobStore(reopened, training.options.uploads).get_job(job.id) == job
+    reopened.close()
 
 
 def test_job_with_too_few_tweets_is_refused_at_once_and_nothing_is_stored(training: Training) -> None:
@@ -117,7 +118,7 @@ def test_job_of_a_file_that_is_no_archive_is_refused_at_once(training: Training,
 
 
 def test_large_archives_are_left_for_the_worker_to_read(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "MAX_BYTES_READ_AT_ONCE", 100)
+    monkeypatch.setattr(store_module, "MAX_BYTES_READ_AT_ONCE", 100)
     assert training.create_job().status is JobStatus.VALIDATING
     assert training.queue.claim("worker", 30) is not None
 
@@ -229,7 +230,7 @@ def test_f4_worker_that_was_replaced_can_change_nothing_any_more(training: Train
 def test_heartbeat_keeps_a_lease_from_ending(training: Training) -> None:
     training.create_job()
     claim = training.queue.claim("worker", ENDED)
-    assert claim and training.queue.heartbeat(claim, 30) is False
+    assert claim and training.queue.heartbeat(claim, 30) is None
     assert training.queue.claim("other", 30) is None
 
 
@@ -284,7 +285,7 @@ def test_running_job_hears_of_its_cancelling_at_the_next_heartbeat(training: Tra
     job = training.create_job()
     claim = training.queue.claim("worker", 30)
     assert claim and training.jobs.cancel_job(job.id).status is JobStatus.RUNNING
-    assert training.queue.heartbeat(claim, 30) is True
+    assert training.queue.heartbeat(claim, 30) == "cancel"
     assert training.queue.release(claim) is JobStatus.CANCELLED
 
 
@@ -314,51 +315,6 @@ def test_events_are_listed_newest_first_with_their_numbers(training: Training) -
     assert estimated and job.created_at + 590 < estimated < job.created_at + 700
     with pytest.raises(NotFound):
         training.jobs.list_events("ftjob-none", limit=1)
-
-
-# --- The database -----------------------------------------------------------------------------------------
-
-
-def test_f9_commits_are_durable_and_readers_do_not_wait_for_writers(training: Training) -> None:
-    with training.database.write() as writing, training.database.read() as reading:
-        settings = [reading.connection().exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode",)]
-        assert settings == ["wal"]
-        assert writing.connection().exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
-        assert reading.scalars(select(JobRow)).all() == []
-
-
-def test_f25_locked_database_is_reported_as_unavailable(
-    tmp_path: Path, training: Training, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serve.training.database.BUSY_TIMEOUT_MS", 50)
-    training.database.close()  # connections made from now on wait 50 ms
-    holder = sqlite3.connect(tmp_path / "rookery.db", isolation_level=None)
-    holder.execute("BEGIN IMMEDIATE")
-    try:
-        with pytest.raises(StoreUnavailable) as caught:
-            JobQueue(training.database).claim("worker", 30)
-        assert caught.value.retry_after_s
-    finally:
-        holder.close()
-    assert training.queue.claim("worker", 30) is None
-
-
-def test_bad_database_url_is_refused_without_showing_its_password() -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        Database("nosuch://user:secret@host/db")
-    assert "secret" not in str(caught.value)
-
-
-def test_statements_are_right_for_both_databases() -> None:
-    query = select(JobRow.id, now_ms()).with_for_update(skip_locked=True)
-    assert "julianday" in str(query.compile(dialect=SQLITE))
-    compiled = str(query.compile(dialect=POSTGRESQL))
-    assert "clock_timestamp()" in compiled and "FOR UPDATE SKIP LOCKED" in compiled
-    for table in Base.metadata.tables.values():
-        for column in table.columns:
-            if column.name == "seq":
-                assert str(column.type.compile(POSTGRESQL)) == "BIGINT"
-                assert str(column.type.compile(SQLITE)) == "INTEGER"
 
 
 def test_many_workers_at_once_claim_each_job_once(training: Training) -> None:

@@ -7,8 +7,10 @@ import select
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -18,13 +20,14 @@ import pytest
 from safetensors import SafetensorError
 
 from serve.errors import ModelUnusable, StoreUnavailable
-from serve.store.revisions import content_hash
-from serve.training import run as run_module
-from serve.training.jobs import JobStore
-from serve.training.queue import MAX_ATTEMPTS, Claim, Publication
-from serve.training.run import JobRun
-from serve.training.supervisor import Supervisor
+from serve.store.model_files import content_hash
+from serve.training.jobs import publishing
+from serve.training.jobs.queue import MAX_ATTEMPTS, Claim, Publication
+from serve.training.jobs.run import JobRun
+from serve.training.jobs.store import JobStore
+from serve.training.jobs.supervisor import Supervisor
 from serve.types import BOT_PURPOSE, Job, JobRequest, JobStatus, TrainingFile
+from tests.postgres import PostgresServer, is_installed
 from tests.training.archive_files import script, tweet, x_zip
 from tests.training.making import BASE, Training, made_up_texts
 
@@ -40,12 +43,15 @@ async def until(condition: Callable[[], object], timeout_s: float = 60.0) -> Non
 
 
 def supervisor_of(training: Training, **times: float) -> Supervisor:
-    return Supervisor(training.options, **{"beat_s": 0.1, "poll_s": 0.05, **times})  # type: ignore[arg-type]
+    supervisor = Supervisor(training.options, **{"beat_s": 0.1, "poll_s": 0.05, **times})  # type: ignore[arg-type]
+    training.to_close.append(supervisor.close)
+    return supervisor
 
 
 def revisions(training: Training) -> list[str]:
+    """Of finished models: neither aliases, data sets nor checkpoints."""
     folder = training.options.data_dir / "models" / "huggingtweets" / "ada"
-    return [path.name for path in folder.iterdir() if not path.is_symlink()] if folder.is_dir() else []
+    return [path.parent.name for path in folder.glob("*/runs") if not path.parent.is_symlink()]
 
 
 def is_training(training: Training, job: Job) -> Callable[[], bool]:
@@ -60,7 +66,8 @@ def leftovers(training: Training) -> list[Path]:
 # --- The whole way ----------------------------------------------------------------------------------------
 
 
-async def test_job_goes_from_archive_to_a_published_model(training: Training) -> None:
+async def test_job_goes_from_archive_to_a_published_model(training_on_both: Training) -> None:
+    training = training_on_both
     job = training.create_job()
     texts = training.jobs.get_file(job.request.files[0].file_id).path.read_text().splitlines()
     assert await supervisor_of(training).run_one() is True
@@ -81,9 +88,9 @@ async def test_job_goes_from_archive_to_a_published_model(training: Training) ->
     assert (info.revision, info.base_model, info.handles) == (done.result["revision"], BASE, ("ada",))
     assert info.counts["ada"]["kept"] == 150
     card = training.store.read_card(MODEL)
-    assert "@ada" in card and "thumbnail: thumbnail.png" in card
+    assert "@ada" in card and "thumbnail: predictions.png" in card
     folder = training.store.resolve(MODEL).path
-    assert (folder / "thumbnail.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
     assert content_hash(folder) == folder.name
     assert not any(texts[0] in path.read_text() for path in folder.rglob("*.json"))  # tweets are not published
     assert leftovers(training) == []
@@ -98,7 +105,7 @@ async def test_job_goes_from_archive_to_a_published_model(training: Training) ->
 async def test_job_that_a_user_can_mend_fails_with_the_same_words_as_at_upload(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.training.jobs.MAX_BYTES_READ_AT_ONCE", 0)
+    monkeypatch.setattr("serve.training.jobs.store.MAX_BYTES_READ_AT_ONCE", 0)
     job = training.create_job(number=20)
     assert job.status is JobStatus.VALIDATING
     await supervisor_of(training).run_one()
@@ -121,9 +128,9 @@ async def test_everything_that_decides_a_models_bytes_is_recorded(training: Trai
         "block_size": 64,
         "held_out_share": 0.1,
     }
-    assert run["environment"].items() <= provenance.items()
+    assert provenance.items() >= {name: run["config"][name] for name in ("device", "versions", "code_sha256")}.items()
     assert (provenance["num_threads"], provenance["attempts"]) == (1, 1)
-    assert provenance["device"] in ("cpu", "cuda") and isinstance(provenance["bf16_autocast"], bool)
+    assert provenance["device"] in ("cpu", "cuda") and isinstance(provenance["bf16"], bool)
     expected = {"rookery", "python", "torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}
     assert provenance["versions"].keys() == expected
     assert provenance["versions"]["rookery"] == tomllib.loads(PYPROJECT.read_text())["project"]["version"]
@@ -177,6 +184,92 @@ def test_job_whose_base_is_on_a_hub_that_does_not_answer_fails_by_that_name(tmp_
 
 
 # --- Faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+async def test_paused_job_goes_on_from_its_checkpoint(training_on_both: Training) -> None:
+    training = training_on_both
+    job = training.create_job(n_epochs=12)
+    supervisor = supervisor_of(training)
+    first = asyncio.create_task(supervisor.run_one())
+    await until(is_training(training, job))
+    training.jobs.pause_job(job.id)
+    await first
+    assert training.jobs.get_job(job.id).status is JobStatus.PAUSED
+    assert await supervisor.run_one() is False
+    training.jobs.resume_job(job.id)
+    assert await supervisor.run_one() is True
+    assert training.jobs.get_job(job.id).status is JobStatus.SUCCEEDED
+    assert any("goes on from checkpoint" in message for message in training.messages(job.id))
+    assert leftovers(training) == [] and len(revisions(training)) == 1
+
+
+async def test_second_supervisor_leaves_the_work_of_the_first_alone(training: Training) -> None:
+    job = training.create_job()
+    training.queue.claim("another", 30)
+    ended = training.create_job()
+    training.jobs.cancel_job(ended.id)
+    for folder in (training.options.work_of(job.id), training.options.work_of(ended.id)):
+        (folder / "1" / "checkpoint-5").mkdir(parents=True)
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_forever())
+    await until(lambda: not training.options.work_of(ended.id).exists())
+    await supervisor.stop()
+    await running
+    assert (training.options.work_of(job.id) / "1" / "checkpoint-5").is_dir()
+
+
+async def test_f5_other_jobs_do_not_wait_for_a_poison_job(training: Training) -> None:
+    training.create_job()
+    healthy = training.create_job(handle="eve")
+    supervisor = supervisor_of(training, lease_s=20.0)
+    started = time.monotonic()
+    for _ in range(MAX_ATTEMPTS):
+        attempt = asyncio.create_task(supervisor.run_one())
+        await until(lambda: supervisor.child_pid)
+        assert supervisor.child_pid
+        os.kill(supervisor.child_pid, signal.SIGSEGV)
+        await attempt
+    claim = training.queue.claim("worker", 30)
+    assert claim and claim.job.id == healthy.id
+    assert time.monotonic() - started < MAX_ATTEMPTS * 20.0
+
+
+@pytest.mark.slow
+async def test_f25_job_outlasts_a_database_that_is_locked(training: Training, tmp_path: Path) -> None:
+    job = training.create_job()
+    supervisor = supervisor_of(training)
+    running = asyncio.create_task(supervisor.run_one())
+    await until(lambda: supervisor.child_pid)
+    holder = sqlite3.connect(tmp_path / "rookery.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    await asyncio.sleep(7.0)  # longer than SQLite's own patience
+    holder.close()
+    await running
+    done = training.jobs.get_job(job.id)
+    assert done.status is JobStatus.SUCCEEDED, training.messages(job.id)
+    assert len(revisions(training)) == 1 and leftovers(training) == []
+
+
+@pytest.mark.slow
+async def test_f25_job_outlasts_a_restart_of_postgresql(tmp_path: Path) -> None:
+    if not is_installed():
+        pytest.skip("PostgreSQL's initdb and postgres are not on the PATH")
+    server = PostgresServer()
+    training = Training(tmp_path, server.create_database())
+    try:
+        job = training.create_job()
+        supervisor = supervisor_of(training)
+        running = asyncio.create_task(supervisor.run_one())
+        await until(lambda: supervisor.child_pid)
+        server.stop()
+        await asyncio.sleep(1.0)
+        server.start()
+        await running
+        assert training.jobs.get_job(job.id).status is JobStatus.SUCCEEDED, training.messages(job.id)
+    finally:
+        training.close()
+        server.close()
 
 
 @pytest.mark.slow
@@ -241,8 +334,10 @@ async def test_f23_stop_gives_the_job_back_and_leaves_no_process(training: Train
     await until(is_training(training, job))
     pid = supervisor.child_pid
     assert pid
+    asked = time.monotonic()
     await supervisor.stop()
     await running
+    assert time.monotonic() - asked < 20.0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert training.jobs.get_job(job.id).status is JobStatus.QUEUED
@@ -267,8 +362,8 @@ async def test_cancelled_supervisor_leaves_no_process(training: Training) -> Non
 
 _SUPERVISE = """
 import asyncio, sys
-from serve.training.options import RunOptions
-from serve.training.supervisor import Supervisor
+from serve.training.jobs.options import RunOptions
+from serve.training.jobs.supervisor import Supervisor
 
 async def main():
     supervisor = Supervisor(RunOptions.from_json(sys.argv[1]))
@@ -363,7 +458,7 @@ def test_f8_full_disk_fails_the_job_by_name_and_leaves_nothing_half(
 
     job = training.create_job()
     claim = claim_of(training, 30)
-    monkeypatch.setattr(run_module, "content_hash", full)
+    monkeypatch.setattr(publishing, "content_hash", full)
     JobRun(training.options, job.id, claim.fence).run()
     failed = training.jobs.get_job(job.id)
     assert (failed.status, failed.error_code) == ("failed", "disk_full")

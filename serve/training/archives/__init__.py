@@ -9,18 +9,28 @@ from pathlib import Path
 
 from serve.errors import BadUpload
 from serve.training.archives.archive import Archive, Importer, Post
-from serve.training.archives.bluesky import Bluesky
+from serve.training.archives.bluesky import BlueskyRecords, BlueskyRepository
 from serve.training.archives.grailbird import Grailbird
+from serve.training.archives.mastodon import Mastodon
 from serve.training.archives.plain import Plain
 from serve.training.archives.records import Records
 from serve.training.archives.table import Table
-from serve.training.archives.upload import Upload, open_upload
+from serve.training.archives.upload import TarMembers, Upload, open_upload
 from serve.training.archives.x import XArchive
 
 __all__ = ["IMPORTERS", "Archive", "Importer", "Post", "read_archive"]
 
 # Asked in this order; the least particular comes last.
-IMPORTERS: tuple[Importer, ...] = (XArchive(), Grailbird(), Bluesky(), Records(), Table(), Plain())
+IMPORTERS: tuple[Importer, ...] = (
+    XArchive(),
+    Grailbird(),
+    Mastodon(),
+    BlueskyRepository(),
+    BlueskyRecords(),
+    Records(),
+    Table(),
+    Plain(),
+)
 
 
 def read_archive(path: Path, *, filename: str | None = None) -> Archive:
@@ -41,4 +51,5 @@ def read_archive(path: Path, *, filename: str | None = None) -> Archive:
 def _kind_of(upload: Upload) -> str:
     if upload.members is None:
         return "in no form that we can read"
-    return f"a zip of {len(upload.members.names):,} members without any tweets that we know"
+    kind = "tar" if isinstance(upload.members, TarMembers) else "zip"
+    return f"a {kind} of {len(upload.members.names):,} members without any tweets that we know"

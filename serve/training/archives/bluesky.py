@@ -1,4 +1,4 @@
-"""Bluesky posts as JSON: records as `com.atproto.repo.listRecords` gives them, one a line, in an array or in pages.
+"""Bluesky: the repository as a CAR file, and records as `com.atproto.repo.listRecords` gives them in JSON.
 
 Counts posts and reposts; likes, follows and all other collections are left alone.
 """
@@ -7,41 +7,74 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Archive, Collector, Post
+from serve.training.archives.archive import Agreement, Archive, Collector, Post
+from serve.training.archives.car import Repository, looks_like_car
 from serve.training.archives.json_stream import as_list, as_mapping, as_text, read_values
 from serve.training.archives.tweets import parse_time
 from serve.training.archives.upload import Upload
 
 _POST = "app.bsky.feed.post"
 _REPOST = "app.bsky.feed.repost"
-_START = re.compile(r'[\s\[]*\{\s*(?:"records"\s*:\s*\[\s*\{\s*)?"uri"\s*:\s*"at://')
+_JSON_START = re.compile(r"[\s\[]*\{")
+_URI = re.compile(r'"uri"\s*:\s*"at://[^"/]+/[a-zA-Z0-9.-]+/[^"/]+"')
+_URI_WITHIN_CHARS = 4096  # of the beginning: `cursor`, `cid` and a value may come before
+_TID = re.compile(r"[2-7a-j][2-7a-z]{12}")
+_TID_DIGITS = "234567abcdefghijklmnopqrstuvwxyz"
+_TID_CLOCK_BITS = 10  # the lowest: which of several clocks it was
 
 
-class Bluesky:
-    """`{uri: at://did/collection/rkey, cid, value}` objects. They name a DID, never a handle."""
+class BlueskyRepository:
+    """`com.atproto.sync.getRepo`. It names a DID, never a handle."""
 
-    expects = "Bluesky records as JSON Lines"
+    expects = "a Bluesky repository (a .car file)"
 
     def recognises(self, upload: Upload) -> bool:
-        return upload.members is None and _START.match(upload.head_text) is not None
+        return upload.members is None and looks_like_car(upload.head)
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
         collector = Collector(upload.name)
-        owners = set()
-        for record in _records(upload):
-            did, collection = _place_of(record)
-            value = as_mapping(record.get("value"))
-            if collection in (_POST, _REPOST):
-                owners.add(did)
-                collector.add(to_post(value, str(record.get("uri")), is_repost=collection == _REPOST))
-            else:
+        with upload.open_bytes() as stream:
+            repository = Repository(stream, upload.name)
+        for key, cid in repository.entries():
+            collection, _, _ = key.partition("/")
+            if collection not in (_POST, _REPOST):
                 collector.leave_out("other_record")
-        if len(owners) > 1:
-            raise BadUpload(f"{upload.name} has posts of {len(owners)} accounts; upload one at a time.", param="file")
+            elif (record := repository.record(cid)) is None:
+                collector.leave_out("missing")
+            else:
+                uri = f"at://{repository.did}/{key}"
+                collector.add(to_post(record, uri, is_repost=collection == _REPOST))
+        posts, left_out = collector.finish()
+        return Archive(None, None, "bluesky-car", posts, left_out)
+
+
+class BlueskyRecords:
+    """`{uri: at://did/collection/rkey, cid, value}` objects, one a line, in an array or in pages."""
+
+    expects = "Bluesky records as JSON Lines"
+
+    def recognises(self, upload: Upload) -> bool:
+        head = upload.head_text[:_URI_WITHIN_CHARS]
+        return upload.members is None and bool(_JSON_START.match(head) and _URI.search(head))
+
+    def read(self, upload: Upload) -> Archive:
+        """Raises: BadUpload."""
+        collector, owner = Collector(upload.name), Agreement()
+        for record in _records(upload):
+            uri = as_text(record.get("uri")) or ""
+            did, collection = _place_of(uri)
+            if collection not in (_POST, _REPOST):
+                collector.leave_out("other_record")
+                continue
+            owner.add(did)
+            collector.add(to_post(as_mapping(record.get("value")), uri, is_repost=collection == _REPOST))
+        if owner.is_broken:
+            raise BadUpload(f"{upload.name} has posts of several accounts; upload one at a time.", param="file")
         posts, left_out = collector.finish()
         return Archive(None, None, "bluesky-jsonl", posts, left_out)
 
@@ -49,19 +82,36 @@ class Bluesky:
 def _records(upload: Upload) -> Iterator[Mapping[str, Any]]:
     with upload.open_text() as text:
         for value in map(as_mapping, read_values(text, upload.name)):
-            yield from map(as_mapping, as_list(value["records"])) if "records" in value else [value]
+            if "uri" in value:
+                yield value
+            else:  # a page, or the part of one that has its `cursor`
+                yield from map(as_mapping, as_list(value.get("records")))
 
 
-def _place_of(record: Mapping[str, Any]) -> tuple[str, str]:
+def _place_of(uri: str) -> tuple[str, str]:
     """(DID, collection) of `at://did:plc:.../app.bsky.feed.post/3k...`."""
-    parts = (as_text(record.get("uri")) or "").removeprefix("at://").split("/")
+    parts = uri.removeprefix("at://").split("/")
     return (parts[0], parts[1]) if len(parts) == 3 else ("", "")
 
 
-def to_post(value: Mapping[str, Any], post_id: str, *, is_repost: bool) -> Post:
+def to_post(value: Mapping[str, Any], uri: str, *, is_repost: bool) -> Post:
     """A record's value as a post. A repost is a reference and has no text. Nothing is HTML-escaped."""
     text = "" if is_repost else expand_links(as_text(value.get("text")) or "", as_list(value.get("facets")))
-    return Post(post_id, text, is_repost, parse_time(as_text(value.get("createdAt"))), escaped=False)
+    created_at = tid_time(uri.rpartition("/")[2]) or parse_time(as_text(value.get("createdAt")))
+    return Post(uri, text, is_repost, created_at, escaped=False)
+
+
+def tid_time(key: str) -> datetime | None:
+    """The time that a record key was made at, which is truer than what the client wrote; None for another key."""
+    if not _TID.fullmatch(key):
+        return None
+    number = 0
+    for digit in key:
+        number = number << 5 | _TID_DIGITS.index(digit)
+    try:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=number >> _TID_CLOCK_BITS)
+    except OverflowError:
+        return None
 
 
 def expand_links(text: str, facets: list[Any]) -> str:

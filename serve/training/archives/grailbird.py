@@ -12,7 +12,7 @@ from serve.training.archives.archive import Archive, Collector
 from serve.training.archives.json_stream import as_mapping, read_assigned_values
 from serve.training.archives.table import read_table
 from serve.training.archives.tweets import as_display_name, as_handle, to_post, unwrap
-from serve.training.archives.upload import Upload, ZipMembers
+from serve.training.archives.upload import Members, Upload
 
 _MONTH = re.compile(r"(?:[^/]+/)?data/js/tweets/\d{4}_\d\d\.js")
 _DETAILS = re.compile(r"(?:[^/]+/)?data/js/user_details\.js")
@@ -31,7 +31,7 @@ class Grailbird:
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
-        assert upload.members is not None, "recognises() has seen a zip"
+        assert upload.members is not None, "recognises() has seen members"
         members, collector = upload.members, Collector(upload.name)
         months = [name for name in members.names if _MONTH.fullmatch(name)]
         for month in months:
@@ -45,7 +45,7 @@ class Grailbird:
         return Archive(handle, display_name, "grailbird", posts, left_out)
 
 
-def _read_month(members: ZipMembers, month: str, collector: Collector) -> None:
+def _read_month(members: Members, month: str, collector: Collector) -> None:
     with members.open_text(month) as text:
         for record in read_assigned_values(text, f"'{month[-10:]}'"):
             post = to_post(unwrap(record))
@@ -55,7 +55,7 @@ def _read_month(members: ZipMembers, month: str, collector: Collector) -> None:
                 collector.add(post)
 
 
-def _read_owner(members: ZipMembers) -> tuple[str | None, str | None]:
+def _read_owner(members: Members) -> tuple[str | None, str | None]:
     for name in filter(_DETAILS.fullmatch, members.names):
         with members.open_text(name) as text:
             for details in map(as_mapping, read_assigned_values(text, "'user_details.js'")):

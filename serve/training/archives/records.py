@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Archive, Collector, the_only
-from serve.training.archives.json_stream import as_list, as_mapping, read_assigned_values, read_values
+from serve.training.archives.archive import Agreement, Archive, Collector
+from serve.training.archives.json_stream import as_list, as_mapping, as_text, read_assigned_values, read_values
 from serve.training.archives.tweets import as_display_name, as_handle, author_of, to_post, unwrap, versions_of
 from serve.training.archives.upload import Upload
 
 _JSON_START = re.compile(r"\s*(?:\[\s*(?:[{\]]|\Z)|\{\s*(?:[\"}]|\Z))")
 _SCRIPT_START = re.compile(r"\s*(?:window\.YTD\.|Grailbird\.data\.)(\w+)")
+# What holds the tweets of a page, in API v2, in v1.1's searches, and in files made of them; then what else a page has.
+_TWEETS_KEYS = ("data", "tweets", "statuses")
+_BESIDE_TWEETS = ("includes", "meta", "errors", "search_metadata")
 _TWEETS_SCRIPT = re.compile(r"tweets?|tweets_\d{4}_\d\d")
 
 
@@ -34,26 +37,53 @@ class Records:
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
-        collector = Collector(upload.name)
-        authors: dict[tuple[str | None, str | None], None] = {}
+        collector, owner = Collector(upload.name), _Owner()
         num_posts = 0
         for record in _records(upload):
-            for tweet, author in _tweets_in(record):
+            for tweet in _tweets_in(record):
                 post = to_post(tweet)
                 if post is None:
                     collector.leave_out("no_text")
                     continue
                 num_posts += 1
-                authors[author] = None
+                owner.see_tweet(tweet)
                 collector.add(post, versions_of(tweet))
+            owner.see_users(as_list(as_mapping(record.get("includes")).get("users")))
         if not num_posts:
             raise BadUpload(
                 f"{upload.name} is JSON, but no record of it has a text ('full_text' or 'text').", param="file"
             )
         posts, left_out = collector.finish()
-        handle = the_only(handle for handle, _ in authors)
-        display_name = the_only(name for _, name in authors) if handle else None
-        return Archive(handle, display_name, _format_of(upload), posts, left_out)
+        return Archive(owner.handle, owner.display_name, _format_of(upload), posts, left_out)
+
+
+class _Owner:
+    """Whose timeline it is, where all tweets agree on one account. Pages of API v2 name it beside the tweets."""
+
+    def __init__(self) -> None:
+        self._ids, self._handles, self._names = Agreement(), Agreement(), Agreement()
+
+    @property
+    def handle(self) -> str | None:
+        return None if self._ids.is_broken else self._handles.value
+
+    @property
+    def display_name(self) -> str | None:
+        return self._names.value if self.handle else None
+
+    def see_tweet(self, tweet: Mapping[str, Any]) -> None:
+        self._ids.add(as_text(tweet.get("author_id")))
+        self._see(*author_of(tweet))
+
+    def see_users(self, users: list[Any]) -> None:
+        """Of which the others are people that the tweets mention."""
+        for user in map(as_mapping, users):
+            if self._ids.value is not None and user.get("id") == self._ids.value:
+                self._see(as_handle(user.get("username")), as_display_name(user.get("name")))
+
+    def _see(self, handle: str | None, name: str | None) -> None:
+        self._handles.add(handle)
+        self._names.add(name)
 
 
 def _records(upload: Upload) -> Iterator[Mapping[str, Any]]:
@@ -71,20 +101,10 @@ def _format_of(upload: Upload) -> str:
     return "json" if upload.head_text.lstrip().startswith("[") else "jsonl"
 
 
-Author = tuple[str | None, str | None]
-
-
-def _tweets_in(record: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Author]]:
-    if "data" not in record:
-        tweet = unwrap(record)
-        yield tweet, author_of(tweet)
-        return
-    users = {
-        user.get("id"): (as_handle(user.get("username")), as_display_name(user.get("name")))
-        for user in map(as_mapping, as_list(as_mapping(record.get("includes")).get("users")))
-        if isinstance(user.get("id"), str)
-    }
-    data = record["data"]
-    for tweet in map(as_mapping, data if isinstance(data, list) else [data]):
-        author_id = tweet.get("author_id")
-        yield tweet, users.get(author_id, (None, None)) if isinstance(author_id, str) else (None, None)
+def _tweets_in(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    key = next((key for key in _TWEETS_KEYS if key in record), None)
+    if key is not None:
+        tweets = record[key]
+        yield from map(unwrap, tweets if isinstance(tweets, list) else [tweets])
+    elif not any(key in record for key in _BESIDE_TWEETS):
+        yield unwrap(record)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Archive, Collector, Post, the_only
+from serve.training.archives.archive import Agreement, Archive, Collector, Post
 from serve.training.archives.json_stream import as_text
 from serve.training.archives.tweets import RETWEET_START, as_handle, parse_time, post_id
-from serve.training.archives.upload import Upload, read_lines
+from serve.training.archives.upload import MAX_LINE_CHARS, Upload, read_lines
 
 _DELIMITERS = ",;\t|"
 # Names without case, blanks and punctuation; best first, since a table may have both `full_text` and `text`.
@@ -87,16 +87,15 @@ def read_table(text: TextIO, name: str, collector: Collector) -> str | None:
             "in the first line.",
             param="file",
         )
-    handles: dict[str, None] = {}
+    owner = Agreement()
     for row in _rows(text, columns.delimiter, name):
         cell = as_text(_cell(row, columns.text, columns))
         if cell is None:
             collector.leave_out("no_text")
             continue
-        if handle := as_handle(_cell(row, columns.handle, columns)):
-            handles[handle] = None
+        owner.add(as_handle(_cell(row, columns.handle, columns)))
         collector.add(_to_post(row, cell, columns))
-    return the_only(handles)
+    return owner.value
 
 
 def _find_columns(first_line: str) -> Columns | None:
@@ -123,9 +122,22 @@ def _position(names: tuple[str, ...], wanted: tuple[str, ...]) -> int | None:
 
 
 def _rows(text: TextIO, delimiter: str, name: str) -> Iterator[list[str]]:
-    reader = csv.reader(read_lines(text, name), delimiter=delimiter)
+    num_chars = 0  # of the row that is being read: with line breaks in quotes it may have any number of lines
+
+    def lines() -> Iterator[str]:
+        nonlocal num_chars
+        for line in read_lines(text, name):
+            num_chars += len(line)
+            if num_chars > 2 * MAX_LINE_CHARS:
+                raise BadUpload(f"{name} has a row of more than {num_chars:,} characters.", param="file")
+            yield line
+
+    reader = csv.reader(lines(), delimiter=delimiter)
     try:
-        yield from (row for row in reader if row)
+        for row in reader:
+            num_chars = 0
+            if row:
+                yield row
     except csv.Error as exc:  # above all a quote that is never closed, which would swallow the rest
         raise BadUpload(f"{name} is not a sound CSV near line {reader.line_num + 1:,}: {exc}.", param="file") from exc
 

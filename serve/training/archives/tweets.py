@@ -98,7 +98,7 @@ def post_id(value: Any) -> str | None:
         return str(value)
     if not isinstance(value, str):
         return None
-    text = value.strip()
+    text = (as_text(value) or "").strip()
     return text if 0 < len(text) <= _MAX_ID_CHARS and not _SPOILT_ID.fullmatch(text) else None
 
 

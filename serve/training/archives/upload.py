@@ -1,6 +1,6 @@
 """Reads an uploaded file that may be anything: bounded, streamed, never unpacked to disk.
 
-Knows zip, gzip and text encodings, and no archive format. Whatever is wrong with the bytes becomes a
+Knows zip, tar, gzip and text encodings, and no archive format. Whatever is wrong with the bytes becomes a
 `BadUpload` here, so that importers only ever see text.
 """
 
@@ -12,13 +12,14 @@ import io
 import re
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TextIO, cast
+from typing import IO, Any, BinaryIO, Protocol, TextIO, cast
 
 from serve.errors import BadUpload
 
@@ -36,8 +37,13 @@ MAX_LINE_CHARS = 2**20  # CSV rows with all of a tweet's JSON in them have some 
 
 HEAD_BYTES = 64 * 2**10
 _CHUNK_BYTES = 2**20
+_TAR_BLOCK = 512
+_TAR_MAGIC_AT = 257
+# Names longer than 256 bytes, in GNU's or POSIX' way; a name has at most 4 KiB.
+_MAX_TAR_HEADER_BYTES = 64 * 2**10
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")  # a first member; the end of an empty zip
+_DIRECTORY_ENTRY = b"PK\x01\x02"
 _ENCRYPTED_BIT = 0x1
 _LOCAL_HEADER_BYTES = 30
 # All that zipfile, gzip and zlib raise on bytes made to break them.
@@ -64,9 +70,9 @@ class _Budget:
 class _BoundedReader(io.RawIOBase):
     """A stream of unpacked bytes that refuses to become too many."""
 
-    def __init__(self, source: IO[bytes], name: str, packed_bytes: int | None, budget: _Budget) -> None:
+    def __init__(self, source: IO[bytes], name: str, packed_bytes: int | None, budget: _Budget, max_bytes: int) -> None:
         self._source, self._name, self._packed_bytes, self._budget = source, name, packed_bytes, budget
-        self._num_bytes = 0
+        self._num_bytes, self._max_bytes = 0, max_bytes
 
     def readable(self) -> bool:
         return True
@@ -87,8 +93,8 @@ class _BoundedReader(io.RawIOBase):
     def _count(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         self._budget.spent += num_bytes
-        if self._num_bytes > MAX_MEMBER_BYTES:
-            raise BadUpload(f"{self._name} has more than {MAX_MEMBER_BYTES // 2**20} MiB of text.", param="file")
+        if self._num_bytes > self._max_bytes:
+            raise BadUpload(f"{self._name} has more than {self._max_bytes // 2**20} MiB of text.", param="file")
         if self._budget.spent > MAX_TOTAL_BYTES:
             raise BadUpload(f"The archive has more than {MAX_TOTAL_BYTES // 2**30} GiB of text.", param="file")
         allowed = RATIO_FLOOR_BYTES if self._packed_bytes is None else self._packed_bytes * MAX_RATIO
@@ -105,17 +111,38 @@ class _BoundedFile(io.FileIO):
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_DIRECTORY_BYTES:
             raise zipfile.BadZipFile(f"a directory of {size} bytes")
-        return super().read(size) or b""
+        data = super().read(size) or b""
+        # Before zipfile makes an object of 1 KB of each entry of 46 bytes.
+        if data.startswith(_DIRECTORY_ENTRY) and (number := data.count(_DIRECTORY_ENTRY)) > MAX_MEMBERS:
+            raise BadUpload(f"The zip has {number:,} members; at most {MAX_MEMBERS:,} are read.", param="file")
+        return data
+
+
+class Members(Protocol):
+    """The files in a zip or tar by name. Nothing is opened that is not asked for by name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In the order of the file, without what macOS adds when it packs a folder."""
+        ...
+
+    def __contains__(self, member: str) -> bool: ...
+
+    def open_bytes(self, member: str) -> AbstractContextManager[BinaryIO]:
+        """Raises: BadUpload when it is absent, doubled, encrypted or odd."""
+        ...
+
+    def open_text(self, member: str) -> AbstractContextManager[TextIO]:
+        """The member as UTF-8 text. Raises: BadUpload."""
+        ...
 
 
 class ZipMembers:
-    """The members of a zip by name. Nothing is opened that is not asked for by name."""
+    """Found by the directory at the zip's end."""
 
     def __init__(self, file: zipfile.ZipFile, name: str, budget: _Budget) -> None:
         self._file, self._name, self._budget = file, name, budget
         members = file.infolist()
-        if len(members) > MAX_MEMBERS:
-            raise BadUpload(f"{name} has {len(members):,} members; at most {MAX_MEMBERS:,} are read.", param="file")
         _check_no_overlap(members, file.start_dir, name)
         if any(_leads_outside(member.filename) for member in members):
             raise BadUpload(f"{name} has a member whose path leads out of the zip.", param="file")
@@ -125,15 +152,13 @@ class ZipMembers:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In the zip's own order, without what macOS adds when it zips a folder."""
-        return tuple(name for name in self._members if not name.startswith("__MACOSX/"))
+        return tuple(filter(_is_wanted, self._members))
 
     def __contains__(self, member: str) -> bool:
         return member in self._members
 
     @contextmanager
-    def open_text(self, member: str) -> Iterator[TextIO]:
-        """The member as UTF-8 text. Raises: BadUpload when it is absent, doubled, encrypted or odd."""
+    def open_bytes(self, member: str) -> Iterator[BinaryIO]:
         info = self._checked(member)
         shown = f"{quoted(member)} in {self._name}"
         try:
@@ -142,9 +167,12 @@ class ZipMembers:
             raise BadUpload(
                 f"{shown} is damaged: it cannot be opened. Download the archive anew.", param="file"
             ) from exc
-        reader = _BoundedReader(source, shown, info.compress_size, self._budget)
-        with io.TextIOWrapper(io.BufferedReader(reader, _CHUNK_BYTES), "utf-8-sig", errors="replace") as text:
-            yield text
+        reader = _BoundedReader(source, shown, info.compress_size, self._budget, MAX_MEMBER_BYTES)
+        with io.BufferedReader(reader, _CHUNK_BYTES) as stream:
+            yield stream
+
+    def open_text(self, member: str) -> AbstractContextManager[TextIO]:
+        return _as_text(self.open_bytes(member))
 
     def _checked(self, member: str) -> zipfile.ZipInfo:
         found = self._members.get(member, [])
@@ -171,19 +199,138 @@ def _check_no_overlap(members: list[zipfile.ZipInfo], start_of_directory: int, n
             raise BadUpload(f"{name} has members that overlap each other, which no real archive does.", param="file")
 
 
+class TarMembers:
+    """Found by reading all of a tar once. Each member that is opened is come to by reading up to it again."""
+
+    def __init__(self, open_tar: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> None:
+        self._open_tar, self._name = open_tar, name
+        self._places: dict[str, tuple[int, int]] = {}  # name -> (offset, bytes)
+        with open_tar() as tar:
+            self._find_members(tar)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(filter(_is_wanted, self._places))
+
+    def __contains__(self, member: str) -> bool:
+        return member in self._places
+
+    @contextmanager
+    def open_bytes(self, member: str) -> Iterator[BinaryIO]:
+        shown = f"{quoted(member)} in {self._name}"
+        offset, num_bytes = self._places.get(member, (0, -1))
+        if not 0 <= num_bytes <= MAX_MEMBER_BYTES:
+            limit = f"and to have at most {MAX_MEMBER_BYTES // 2**20} MiB"
+            raise BadUpload(f"{shown} was expected to be there {limit}.", param="file")
+        with self._open_tar() as tar:
+            self._skip(tar, offset)
+            part = _BoundedReader(cast(IO[bytes], _Part(tar, num_bytes)), shown, None, _Budget(), MAX_MEMBER_BYTES)
+            with io.BufferedReader(part, _CHUNK_BYTES) as stream:
+                yield stream
+
+    def open_text(self, member: str) -> AbstractContextManager[TextIO]:
+        return _as_text(self.open_bytes(member))
+
+    def _find_members(self, tar: BinaryIO) -> None:
+        offset, long_name, num_headers = 0, "", 0
+        while header := self._read_header(tar):
+            num_headers += 1
+            data_bytes = -(-header.size // _TAR_BLOCK) * _TAR_BLOCK
+            offset += _TAR_BLOCK
+            if num_headers > 2 * MAX_MEMBERS:  # a long name has a header of its own
+                raise BadUpload(f"{self._name} has more than {MAX_MEMBERS:,} members.", param="file")
+            if header.type in _TAR_NAMES:
+                long_name = _long_name(header, self._read_exactly(tar, data_bytes, _MAX_TAR_HEADER_BYTES)) or long_name
+            else:
+                self._add(header, long_name, offset)
+                long_name = ""
+                self._skip(tar, data_bytes)
+            offset += data_bytes
+
+    def _read_header(self, tar: BinaryIO) -> tarfile.TarInfo | None:
+        block = self._read_exactly(tar, _TAR_BLOCK, _TAR_BLOCK)
+        if block == bytes(_TAR_BLOCK):
+            return None
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "replace")
+        except (tarfile.HeaderError, ValueError, OverflowError) as exc:
+            raise BadUpload(f"{self._name} is a damaged tar; download the archive anew.", param="file") from exc
+        if not 0 <= header.size <= MAX_TOTAL_BYTES:
+            raise BadUpload(f"{self._name} claims a member of {header.size:,} bytes.", param="file")
+        return header
+
+    def _add(self, header: tarfile.TarInfo, long_name: str, offset: int) -> None:
+        name = (long_name or header.name).removeprefix("./")
+        if header.type == tarfile.DIRTYPE:
+            return
+        if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            raise BadUpload(f"{self._name} holds a link, a device or the like; pack only files.", param="file")
+        if _leads_outside(name):
+            raise BadUpload(f"{self._name} has a member whose path leads out of the tar.", param="file")
+        if name in self._places:
+            raise BadUpload(f"{self._name} has {quoted(name)} twice, which no real archive does.", param="file")
+        self._places[name] = (offset, header.size)
+
+    def _read_exactly(self, tar: BinaryIO, num_bytes: int, most: int) -> bytes:
+        data = tar.read(num_bytes) if num_bytes <= most else b""
+        if len(data) < num_bytes:
+            raise BadUpload(f"{self._name} is a tar cut off or with headers too large to be honest.", param="file")
+        return data
+
+    def _skip(self, tar: BinaryIO, num_bytes: int) -> None:
+        while num_bytes:
+            num_bytes -= len(self._read_exactly(tar, min(num_bytes, _CHUNK_BYTES), _CHUNK_BYTES))
+
+
+# What comes before a member with a long name: GNU's and POSIX' way, and POSIX' words on all members.
+_TAR_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE)
+
+
+def _long_name(header: tarfile.TarInfo, data: bytes) -> str:
+    """The name that is given for the next member, if one is."""
+    if header.type == tarfile.GNUTYPE_LONGNAME:
+        return data[: header.size].rstrip(b"\0").decode("utf-8", "replace")
+    if b"GNU.sparse" in data or re.search(rb"\d size=", data):
+        raise BadUpload("The tar has a sparse or oddly sized member; pack the files as they are.", param="file")
+    path = re.search(rb"\d+ path=([^\n]+)\n", data[: header.size])
+    return path[1].decode("utf-8", "replace") if path and header.type == tarfile.XHDTYPE else ""
+
+
+class _Part(io.RawIOBase):
+    """The next bytes of a stream as if there were no others."""
+
+    def __init__(self, stream: BinaryIO, num_bytes: int) -> None:
+        self._stream, self._num_left = stream, num_bytes
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._stream.read(min(size, self._num_left))
+        self._num_left -= len(data)
+        return data
+
+
+@contextmanager
+def _as_text(opened: AbstractContextManager[BinaryIO]) -> Iterator[TextIO]:
+    with opened as stream, io.TextIOWrapper(stream, "utf-8-sig", errors="replace") as text:
+        yield text
+
+
+def _is_wanted(path: str) -> bool:
+    return not path.startswith("__MACOSX/") and "/._" not in f"/{path}"
+
+
 def _leads_outside(path: str) -> bool:
     return path.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", path) or path[1:2] == ":"
 
 
 @dataclass
 class Upload:
-    """One uploaded file under the user's own name. `members` is there when it is a zip."""
+    """One uploaded file under the user's own name. `members` is there when it is a zip or a tar."""
 
     path: Path
     filename: str
     head: bytes  # the first 64 KiB, after gzip
     is_gzip: bool
-    members: ZipMembers | None = None
+    members: Members | None = None
     _budget: _Budget = field(default_factory=_Budget)
     _encoding: str | None = None
 
@@ -214,7 +361,7 @@ class Upload:
         with open(self.path, "rb") as file:
             packed_bytes = self.path.stat().st_size if self.is_gzip else None
             source = cast(IO[bytes], gzip.GzipFile(fileobj=file) if self.is_gzip else file)
-            reader = _BoundedReader(source, self.name, packed_bytes, _Budget())
+            reader = _BoundedReader(source, self.name, packed_bytes, _Budget(), MAX_TOTAL_BYTES)
             with io.BufferedReader(reader, _CHUNK_BYTES) as buffered:
                 yield buffered
 
@@ -253,7 +400,9 @@ def _plain_upload(path: Path, filename: str, *, is_gzip: bool) -> Upload:
     upload = Upload(path, filename, b"", is_gzip)
     with upload.open_bytes() as stream:
         upload.head = stream.read(HEAD_BYTES)
-    if not upload.head_text.strip():
+    if upload.head[_TAR_MAGIC_AT:].startswith(b"ustar"):
+        upload.members = TarMembers(upload.open_bytes, upload.name)
+    elif not upload.head_text.strip():
         raise BadUpload(f"{upload.name} is empty.", param="file")
     return upload
 

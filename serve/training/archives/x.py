@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Archive, Collector, Post, unescape
+from serve.training.archives.archive import Archive, Collector, unescape
+from serve.training.archives.avatar import read_picture
 from serve.training.archives.json_stream import as_mapping, as_text, read_assigned_values
 from serve.training.archives.tweets import (
     as_display_name,
@@ -26,7 +27,7 @@ from serve.training.archives.tweets import (
     unwrap,
     versions_of,
 )
-from serve.training.archives.upload import Upload, ZipMembers
+from serve.training.archives.upload import Members, Upload
 
 # Exact names, since deleted-tweets.js, tweet-headers.js and community-tweet.js lie beside them. In the zip's top
 # (2018-19), in data/ (2020 on), or in a folder that a user has zipped again.
@@ -52,28 +53,39 @@ class XArchive:
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
-        assert upload.members is not None, "recognises() has seen a zip"
+        assert upload.members is not None, "recognises() has seen members"
         members, name = upload.members, upload.name
         base = _find_base(members, name)
         collector = Collector(name)
-        deleted_ids = _read_deleted(members, base, collector)
+        _read_deleted(members, base, collector)
         for _ in _records(members, base, _COMMUNITY):
             collector.leave_out("community")
-        _read_tweets(members, base, deleted_ids, collector)
+        _read_tweets(members, base, collector)
+        for note in _read_notes(members, base):
+            attach_note(note, collector)
         posts, left_out = collector.finish()
-        posts = attach_notes(posts, list(_read_notes(members, base, collector)))
         handle, display_name = _read_owner(members, base)
-        return Archive(handle, display_name, "x-archive", posts, left_out, _read_avatar(members, base))
+        profile = _read_profile(members, base)
+        url = as_text(profile.get("avatarMediaUrl")) or ""
+        return Archive(
+            handle,
+            display_name,
+            "x-archive",
+            posts,
+            left_out,
+            avatar_url=url if _AVATAR.fullmatch(url) else None,
+            avatar=_read_avatar(members, base, url),
+        )
 
 
-def _find_base(members: ZipMembers, name: str) -> str:
+def _find_base(members: Members, name: str) -> str:
     bases = {match["base"] for match in map(_TWEETS.fullmatch, members.names) if match}
     if len(bases) > 1:
         raise BadUpload(f"{name} has tweets in {len(bases)} folders; upload one archive at a time.", param="file")
     return bases.pop()
 
 
-def _records(members: ZipMembers, base: str, pattern: re.Pattern[str]) -> Iterator[Mapping[str, Any]]:
+def _records(members: Members, base: str, pattern: re.Pattern[str]) -> Iterator[Mapping[str, Any]]:
     for member in members.names:
         if member.startswith(base) and pattern.fullmatch(member.removeprefix(base)):
             with members.open_text(member) as text:
@@ -81,22 +93,19 @@ def _records(members: ZipMembers, base: str, pattern: re.Pattern[str]) -> Iterat
                     yield as_mapping(record)
 
 
-def _read_deleted(members: ZipMembers, base: str, collector: Collector) -> set[str]:
-    deleted_ids = set()
+def _read_deleted(members: Members, base: str, collector: Collector) -> None:
     for record in _records(members, base, _DELETED):
-        deleted_ids.add(_id_of(unwrap(record)) or "")
         collector.leave_out("deleted")
-    return deleted_ids
+        if deleted_id := _id_of(unwrap(record)):
+            collector.exclude(deleted_id)
 
 
-def _read_tweets(members: ZipMembers, base: str, deleted_ids: set[str], collector: Collector) -> None:
+def _read_tweets(members: Members, base: str, collector: Collector) -> None:
     for record in _records(members, base, _PARTS):
         tweet = unwrap(record)
         post = to_post(tweet)
         if post is None:
             collector.leave_out("no_text")
-        elif post.id in deleted_ids:
-            continue  # counted with the deleted ones
         elif "deleted_at" in tweet:
             collector.leave_out("deleted")
         elif "community_id" in tweet or "community_id_str" in tweet:
@@ -109,7 +118,7 @@ def _id_of(tweet: Mapping[str, Any]) -> str | None:
     return post_id(tweet.get("id_str")) or post_id(tweet.get("id"))
 
 
-def _read_owner(members: ZipMembers, base: str) -> tuple[str | None, str | None]:
+def _read_owner(members: Members, base: str) -> tuple[str | None, str | None]:
     """account.js, else manifest.js. Of account.js, which has an e-mail address, only two names are taken."""
     for member, key, handle_key, name_key in (
         ("account.js", "account", "username", "accountDisplayName"),
@@ -123,12 +132,21 @@ def _read_owner(members: ZipMembers, base: str) -> tuple[str | None, str | None]
     return None, None
 
 
-def _read_avatar(members: ZipMembers, base: str) -> str | None:
-    """The address of the owner's picture in profile.js. A mere ornament: without it an archive is as good."""
+def _read_profile(members: Members, base: str) -> Mapping[str, Any]:
+    """Says which picture is the owner's. A mere ornament: without it an archive is as good."""
     with contextlib.suppress(BadUpload):
         for record in _records(members, base, re.compile(r"profile\.js")):
-            url = as_text(as_mapping(record.get("profile")).get("avatarMediaUrl")) or ""
-            return url if _AVATAR.fullmatch(url) else None
+            return as_mapping(record.get("profile"))
+    return {}
+
+
+def _read_avatar(members: Members, base: str, url: str) -> bytes | None:
+    """The picture `<account id>-<name in the url>` in profile_media, where the page's wide header lies beside it."""
+    wanted = re.split(r"_(?:normal|bigger|mini|\d+x\d+)\.|\.", url.rpartition("/")[2])[0]
+    for name in members.names:
+        in_folder = name.removeprefix(f"{base}profile_media/")
+        if in_folder != name and wanted and in_folder.partition("-")[2].partition(".")[0] == wanted:
+            return read_picture(members, name)
     return None
 
 
@@ -143,46 +161,42 @@ class Note:
     created_at: datetime
 
 
-def _read_notes(members: ZipMembers, base: str, collector: Collector) -> Iterator[Note]:
+def _read_notes(members: Members, base: str) -> Iterator[Note]:
     for record in _records(members, base, _NOTES):
         note = as_mapping(record.get("noteTweet"))
         text = as_text(as_mapping(note.get("core")).get("text"))
         created_at = parse_time(as_text(note.get("createdAt")))
         if text and created_at:
-            collector.reserve(len(text))
             yield Note(text, created_at)
 
 
-def attach_notes(posts: tuple[Post, ...], notes: list[Note]) -> tuple[Post, ...]:
-    """Puts each note in the place of the tweet that has its beginning and its time.
+def attach_note(note: Note, collector: Collector) -> None:
+    """Puts the note in the place of the tweet that has its beginning and its time.
 
     A thread may be posted within a second, so of all tweets that fit by time the longest beginning wins.
     """
-    if not notes:
-        return posts
-    # (time, index, what the tweet shows of its note)
-    own = sorted(
-        (post.created_at, index, _beginning(post))
-        for index, post in enumerate(posts)
-        if post.created_at and not post.is_retweet
-    )
-    whole: dict[int, Post] = {}
-    for note in notes:
-        first = bisect_left(own, (note.created_at - _NOTE_CLOCK_SLACK,))
-        body = _without_links(note.text)
-        best, best_length = None, 0
-        for created_at, index, beginning in own[first : first + _MAX_CANDIDATES]:
-            fits = created_at - note.created_at <= _NOTE_CLOCK_SLACK and body.startswith(beginning)
-            if fits and len(beginning) > best_length and index not in whole:
-                best, best_length = index, len(beginning)
-        if best is not None:
-            whole[best] = replace(posts[best], text=note.text, escaped=False)
-    return tuple(whole.get(index, post) for index, post in enumerate(posts))
+    body = _without_links(note.text)
+    best, best_length = None, 0
+    since, until = (_moved(note.created_at, slack) for slack in (-_NOTE_CLOCK_SLACK, _NOTE_CLOCK_SLACK))
+    for number, text in collector.find_own(since, until, _MAX_CANDIDATES):
+        beginning = _beginning(text)
+        if body.startswith(beginning) and len(beginning) > best_length:
+            best, best_length = number, len(beginning)
+    if best is not None:
+        collector.rewrite(best, note.text)
 
 
-def _beginning(post: Post) -> str:
+def _moved(time: datetime, by: timedelta) -> datetime:
+    try:
+        return time + by
+    except OverflowError:  # a made-up year 1 or 9999
+        return time
+
+
+@lru_cache(_MAX_CANDIDATES)  # the notes of a thread have the same candidates
+def _beginning(text: str) -> str:
     """No links (the tweet's own, a picture's), no ellipsis, plain characters."""
-    return _without_links(unescape(post.text)).removesuffix("…").rstrip()
+    return _without_links(unescape(text)).removesuffix("…").rstrip()
 
 
 def _without_links(text: str) -> str:

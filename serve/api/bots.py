@@ -1,0 +1,137 @@
+"""The one-call ways with archives: look at what a bot would learn from, and make one.
+
+Both are forms with one or more files named `archive`. No file outlives the request, or the job that it came for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from serve.api.body import Form, Part, read_form
+from serve.api.files import keep
+from serve.api.fine_tuning import job_json
+from serve.api.generation import caller_of
+from serve.api.job_request import BotForm, bare, from_form, read_idempotency_key
+from serve.api.service import Preview, Service
+from serve.api.status import invalid, json_reply
+from serve.errors import BadUpload, RookeryError
+from serve.types import BOT_PURPOSE, MAX_ARCHIVES, FileRecord, Job
+
+_MAX_PREVIEWS = 2  # at once: reading archives takes a core each, and streams of texts need the rest
+_MAX_NAME_BYTES = 200  # of a file; systems allow 255
+
+
+def router(service: Service) -> APIRouter:
+    """/v1/bots and /v1/archives/preview."""
+    routes = APIRouter(prefix="/v1")
+
+    @routes.post("/bots")
+    async def create_bot(request: Request) -> Response:
+        """Archives in, a training job out."""
+        key, owner = read_idempotency_key(request), caller_of(request)
+        async with read_form(request, service.upload_dir, service.limits) as form:
+            wanted = _read_bot(form)
+            kept: list[FileRecord] = []
+            job: Job | None = None
+            try:
+                for part in [*_archives(form), *_validation(form)]:
+                    kept.append(await keep(service, part, BOT_PURPOSE))
+                num_archives = len(_archives(form))
+                job_request = from_form(
+                    wanted,
+                    [record.id for record in kept[:num_archives]],
+                    validation=kept[-1].id if len(kept) > num_archives else None,
+                    default_base=service.default_base,
+                    owner=owner,
+                )
+                create = partial(service.jobs.create_job, job_request, idempotency_key=key)
+                job = await anyio.to_thread.run_sync(create)
+            finally:
+                # They came for this job alone, and an earlier request of the same key has brought them before.
+                needed = _files_of(job)
+                with anyio.CancelScope(shield=True):
+                    await _drop(service, [record for record in kept if record.id not in needed])
+        return json_reply(job_json(job), 201)
+
+    if service.preview is not None:
+        limiter = anyio.CapacityLimiter(_MAX_PREVIEWS)
+        look = partial(_preview, service.preview)
+
+        @routes.post("/archives/preview")
+        async def preview_archives(request: Request) -> Response:
+            """Archives in, what a bot would learn from out; nothing is kept."""
+            async with read_form(request, service.upload_dir, service.limits) as form:
+                parts, handle = _archives(form), bare(form.value("handle"))
+                return json_reply(await anyio.to_thread.run_sync(look, parts, handle, limiter=limiter))
+
+    return routes
+
+
+def _archives(form: Form) -> list[Part]:
+    parts = form.files("archive")
+    if not 1 <= len(parts) <= MAX_ARCHIVES:
+        raise BadUpload(f"Send 1 to {MAX_ARCHIVES} parts named 'archive', not {len(parts)}.", param="archive")
+    return parts
+
+
+def _validation(form: Form) -> list[Part]:
+    parts = form.files("validation")
+    if len(parts) > 1:
+        raise BadUpload(f"Send at most one part named 'validation', not {len(parts)}.", param="validation")
+    return parts
+
+
+def _read_bot(form: Form) -> BotForm:
+    num_archives, handles = len(_archives(form)), form.values("handle")
+    if len(handles) > num_archives:
+        raise BadUpload(
+            f"There are {len(handles)} 'handle' fields for {num_archives} archives; send one for each, in order.",
+            param="handle",
+        )
+    given: dict[str, Any] = {name: form.value(name) for name in BotForm.model_fields}
+    metadata = {
+        part.name.removeprefix("metadata[").removesuffix("]"): part.value
+        for part in form.parts
+        if part.name.startswith("metadata[") and part.name.endswith("]") and part.path is None
+    }
+    try:
+        return BotForm.model_validate({**given, "handle": handles, "metadata": metadata or None}, strict=False)
+    except ValidationError as exc:
+        raise invalid(exc) from exc
+
+
+def _files_of(job: Job | None) -> set[str | None]:
+    return set() if job is None else {job.request.validation_file, *(entry.file_id for entry in job.request.files)}
+
+
+async def _drop(service: Service, records: list[FileRecord]) -> None:
+    for record in records:
+        with contextlib.suppress(RookeryError):
+            await anyio.to_thread.run_sync(service.files.delete_file, record.id)
+
+
+def _preview(preview: Preview, parts: list[Part], handle: str | None) -> Mapping[str, Any]:
+    """Under the names that the files came with: they may tell a format, or whose posts they are."""
+    with tempfile.TemporaryDirectory(prefix="rookery-preview-") as folder:
+        links = [_link(part, Path(folder) / str(number)) for number, part in enumerate(parts)]
+        return preview(links, handle)
+
+
+def _link(part: Part, folder: Path) -> Path:
+    assert part.path is not None
+    name = (part.filename or "").encode()[-_MAX_NAME_BYTES:].decode(errors="ignore").lstrip(".") or "upload"
+    folder.mkdir()
+    link = folder / name
+    link.symlink_to(part.path.absolute())
+    return link

@@ -1,0 +1,1 @@
+"""All state that is not a file: SQLite by default, PostgreSQL by URL."""

@@ -1,0 +1,65 @@
+"""Folders in which things are made or removed, seen by nobody else: they end with the process that asked for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+_STALE_AFTER_S = 24 * 3600
+
+
+class Staging:
+    """The folders `<root>/<owner>.<random>/`, on the same file system as what they become."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def new(self) -> Path:
+        """An empty folder of this process's own."""
+        return Path(tempfile.mkdtemp(prefix=f"{_owner(os.getpid())}.", dir=self._root))
+
+    def holds(self, folder: Path) -> bool:
+        """Whether `folder` comes from `new`."""
+        return folder.resolve().parent == self._root
+
+    def discard(self, folder: Path) -> None:
+        """Removes a folder and what is in it."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def remove(self, path: Path) -> None:
+        """Takes a file or folder from its place in one step; the bytes go when nobody can find them any more."""
+        trash = self.new()
+        try:
+            os.rename(path, trash / path.name)
+        finally:
+            self.discard(trash)
+
+    def _sweep(self) -> None:
+        """Removes what processes that no longer live have left behind."""
+        host, now = socket.gethostname(), time.time()
+        for folder in self._root.iterdir():
+            owner_host, _, rest = folder.name.partition(":")
+            pid = rest.split(".")[0]
+            local = owner_host == host and pid.isdigit()
+            dead = local and not folder.name.startswith(f"{_owner(int(pid))}.")
+            try:
+                if dead or now - folder.stat().st_mtime > _STALE_AFTER_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except FileNotFoundError:
+                continue  # its owner, or another sweeper, was quicker
+
+
+def _owner(pid: int) -> str:
+    """`host:pid.start`: a process, even when its number is used again (a restarted container's always is)."""
+    try:
+        # Field 22, counted after the name in brackets, which may hold spaces. Source: proc(5).
+        start = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        start = "unknown"
+    return f"{socket.gethostname()}:{pid}.{start}"

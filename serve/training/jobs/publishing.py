@@ -1,0 +1,73 @@
+"""From a finished folder to a revision that exists once, whatever dies or is stopped and woken meanwhile.
+
+The job's row first says which staged folder becomes which revision; the next attempt then takes that folder away, so
+that the earlier one cannot publish any more, and looks whether it had. Checkpoints need less: nothing names them but
+their hash, and the same step of the same job has the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from serve.errors import ModelNotFound
+from serve.store.model_files import content_hash
+from serve.store.revisions import Revision, Store
+from serve.training.jobs.queue import Claim, JobQueue, Publication
+
+
+class Publisher:
+    """Publishes for one claim. All methods raise Conflict once the claim is lost."""
+
+    def __init__(self, store: Store, queue: JobQueue, claim: Claim) -> None:
+        self._store, self._queue, self._claim = store, queue, claim
+
+    def settle(self) -> Revision | None:
+        """What the attempt before has published, if it had come that far; it cannot any more."""
+        pending = self._claim.pending
+        if pending is None:
+            return None
+        trash = self._store.stage()
+        try:
+            # In one step: whoever still holds that folder's name can rename it no more, or has already.
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(pending.stage, trash / "earlier")
+        finally:
+            self._store.discard(trash)
+        try:
+            found = self._store.resolve(f"{pending.model_id}@{pending.revision}")
+        except ModelNotFound:
+            self._queue.set_publication(self._claim, None)
+            return None
+        # It was published, but perhaps not yet named `main`: publishing the same revision again does just that.
+        links = self._store.stage()
+        shutil.copytree(found.path, links, copy_function=os.link, dirs_exist_ok=True)
+        return self._store.publish(pending.model_id, links, revision=pending.revision)
+
+    def publish(self, stage: Path, model_id: str) -> Revision:
+        """Makes the staged folder the model's `main`."""
+        revision = content_hash(stage)
+        # Rejected once another attempt has begun; if not, that attempt will know of this folder.
+        self._queue.set_publication(self._claim, Publication(stage, model_id, revision))
+        return self._store.publish(model_id, stage, revision=revision)
+
+    def publish_checkpoint(self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Makes the staged folder a revision that only its own name leads to."""
+        self._queue.check(self._claim)
+        found = self._store.publish(model_id, stage, alias=None)
+        named = f"{found.model_id}@{found.revision}"
+        kept = self._queue.record_checkpoint(self._claim, step=step, model_id=named, metrics=metrics)
+        self._store.drop_checkpoints(found.model_id, of_job=self._claim.job.id, keep=_revisions(kept))
+
+    def drop_earlier_checkpoints(self, model_id: str, own: Collection[str]) -> tuple[str, ...]:
+        """Those of the trainings before, now that there is a newer model; `own` and the result name model@revision."""
+        dropped = self._store.drop_checkpoints(model_id, keep=_revisions(own))
+        return tuple(f"{model_id}@{revision}" for revision in dropped)
+
+
+def _revisions(named: Collection[str]) -> list[str]:
+    return [name.partition("@")[2] for name in named]

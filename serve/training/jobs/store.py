@@ -1,0 +1,589 @@
+"""Uploaded files and training jobs, as their users see them: create, look up, list, pause, cancel, delete.
+
+Knows what makes a request for a job acceptable. Who works on a job is in `serve.training.jobs.queue`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from sqlalchemy import Select, String, delete, func, select
+from sqlalchemy import cast as cast_to
+from sqlalchemy.orm import Session
+
+from serve.database.connection import CREATION_LOCK, Database, read_clock_ms, take_lock
+from serve.database.tables import CheckpointRow, EventRow, FileRow, IdempotencyRow, JobLabelRow, JobRow
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
+from serve.training.dataset import NAMESPACE
+from serve.training.preprocess import PARAM, VALIDATION_PARAM, preprocess
+from serve.training.tracking.lineage import read_runs
+from serve.types import (
+    BOT_PURPOSE,
+    MAX_ARCHIVES,
+    MAX_BATCH_SIZE,
+    Checkpoint,
+    FileRecord,
+    Hyperparameters,
+    Integration,
+    Job,
+    JobEvent,
+    JobRequest,
+    JobStatus,
+    ModelId,
+    Page,
+    Run,
+    TrainingFile,
+    check_range,
+)
+
+MAX_OPEN_JOBS = 20_000  # of all callers
+RETRY_AFTER_S = 60.0  # where there are too many
+KEY_LIFETIME_S = 24 * 3600  # of an idempotency key
+MAX_SEED = 2**32 - 1  # numpy's limit, which transformers seeds too
+# Archives up to this size are read while the caller waits (about 1 s for 64 MB of tweets), so that a file that
+# is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
+MAX_BYTES_READ_AT_ONCE = 64_000_000
+
+_STALE_AFTER_S = 24 * 3600
+
+_OPEN = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED)
+_Row = TypeVar("_Row", FileRow, JobRow, EventRow, CheckpointRow)
+
+
+class JobStore:
+    """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`.
+
+    `check_base` raises ModelNotFound for a base model that no job could find. `max_jobs_per_key`: that one owner may
+    have open; None: any number.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        uploads: Path,
+        *,
+        check_base: Callable[[str], object] = lambda model_id: None,
+        max_jobs_per_key: int | None = None,
+    ) -> None:
+        self._database = database
+        self._uploads = uploads
+        self._check_base = check_base
+        self._max_jobs_per_key = max_jobs_per_key
+        uploads.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    # --- Files --------------------------------------------------------------------------------------------
+
+    def create_file(self, source: Path, filename: str, purpose: str) -> FileRecord:
+        """Takes `source` over (moves it). Raises: StoreUnavailable."""
+        file_id = new_id("file")
+        num_bytes = source.stat().st_size
+        move_durably(source, self._uploads / file_id)
+        try:
+            with self._database.write() as session:
+                now = read_clock_ms(session) // 1000
+                row = FileRow(id=file_id, filename=filename, num_bytes=num_bytes, created_at=now, purpose=purpose)
+                session.add(row)
+                return self._file(row)
+        except StoreUnavailable:
+            (self._uploads / file_id).unlink(missing_ok=True)
+            raise
+
+    def get_file(self, file_id: str) -> FileRecord:
+        """Raises: NotFound."""
+        with self._database.read() as session:
+            return self._file(_find(session, FileRow, file_id))
+
+    def list_files(
+        self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+    ) -> Page[FileRecord]:
+        """Raises: NotFound when there is no file `after`."""
+        query = select(FileRow) if purpose is None else select(FileRow).where(FileRow.purpose == purpose)
+        with self._database.read() as session:
+            rows, has_more = _page(session, query, FileRow, limit, after, newest_first=newest_first)
+            return Page(tuple(map(self._file, rows)), has_more)
+
+    def delete_file(self, file_id: str) -> None:
+        """Raises: NotFound; Conflict while a job that has not ended needs the file."""
+        with self._database.write() as session:
+            row = _find(session, FileRow, file_id)
+            named = cast_to(JobRow.request, String).contains(row.id)  # few enough to look into
+            for job in session.scalars(select(JobRow).where(JobRow.status.in_(_OPEN), named)):
+                if file_id in _file_ids(job.request):
+                    raise Conflict(
+                        f"File '{file_id}' is needed by job '{job.id}', which is {job.status}: cancel the job first, "
+                        "or delete the file when it has ended."
+                    )
+            session.delete(row)
+        (self._uploads / file_id).unlink(missing_ok=True)
+
+    def drop_archives(self, job: Job) -> None:
+        """Deletes what was uploaded for this job alone. Other files are their uploader's to delete."""
+        for file_id in _file_ids(asdict(job.request)):
+            with contextlib.suppress(NotFound, Conflict):
+                if self.get_file(file_id).purpose == BOT_PURPOSE:
+                    self.delete_file(file_id)
+
+    def _sweep(self) -> None:
+        """What processes that died have left: archives of bots without a job to come, and bytes without a row."""
+        with self._database.read() as session:
+            stale = read_clock_ms(session) // 1000 - _STALE_AFTER_S
+            known = set(session.scalars(select(FileRow.id)))
+            old = select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE, FileRow.created_at < stale)
+            forgotten = session.scalars(old).all()
+        for file_id in forgotten:
+            with contextlib.suppress(NotFound, Conflict):  # Conflict: its job has yet to end
+                self.delete_file(file_id)
+        for path in self._uploads.iterdir():
+            is_ours = path.name.startswith(("upload-", "file-")) and path.name not in known
+            with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+                if is_ours and path.stat().st_ctime < stale:  # of the last rename
+                    path.unlink()
+
+    def _file(self, row: FileRow) -> FileRecord:
+        return FileRecord(row.id, row.filename, row.num_bytes, row.created_at, row.purpose, self._uploads / row.id)
+
+    # --- Jobs ---------------------------------------------------------------------------------------------
+
+    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+        """Checks the request, and the archives themselves where they are not too large to read at once.
+
+        The same key from the same owner gives the job that it gave before, for a day.
+        Raises: NotFound, ModelNotFound, BadUpload, TooFewTweets, InvalidRequest, Overloaded, StoreUnavailable;
+        Conflict for a key that came with another request.
+        """
+        check_request(request)
+        digest = self._digest(request) if idempotency_key else ""
+        if idempotency_key:
+            with self._database.read() as session:
+                if (known := _find_by_key(session, request.owner, idempotency_key, digest)) is not None:
+                    return to_job(known)
+        self._check_base(request.base_model)
+        status, result = self._validate_files(request)
+        with self._database.write() as session:
+            take_lock(session, CREATION_LOCK)
+            if idempotency_key:  # again: its twin may have been quicker
+                if (known := _find_by_key(session, request.owner, idempotency_key, digest)) is not None:
+                    return to_job(known)
+                _forget_old_keys(session)
+            self._check_room(session, request.owner)
+            row = _add_job(session, request, status, result)
+            if idempotency_key:
+                session.add(
+                    IdempotencyRow(
+                        owner=request.owner,
+                        key=idempotency_key,
+                        request_sha256=digest,
+                        job_id=row.id,
+                        created_at=row.created_at,
+                    )
+                )
+            return to_job(row)
+
+    def _validate_files(self, request: JobRequest) -> tuple[JobStatus, dict[str, Any]]:
+        """The status and result that the new job begins with."""
+        files = [self._training_file(entry.file_id) for entry in request.files]
+        judge_by = request.validation_file
+        validation = None if judge_by is None else self._training_file(judge_by, param=VALIDATION_PARAM)
+        if sum(file.num_bytes for file in (*files, validation) if file) > MAX_BYTES_READ_AT_ONCE:
+            return JobStatus.VALIDATING, {}
+        handles = [entry.handle for entry in request.files]
+        data = preprocess(list(zip(files, handles, strict=True)), suffix=request.suffix, validation=validation)
+        return JobStatus.QUEUED, {"counts": data.counts}
+
+    def _digest(self, request: JobRequest) -> str:
+        """Of all that makes two requests the same. A bot's archives, sent anew with each request, count by content."""
+        asked = asdict(request)
+        for entry in asked["files"]:
+            entry["file_id"] = self._identity(entry["file_id"])
+        if asked["validation_file"] is not None:
+            asked["validation_file"] = self._identity(asked["validation_file"])
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def _identity(self, file_id: str) -> str:
+        with contextlib.suppress(NotFound, FileNotFoundError):
+            file = self.get_file(file_id)
+            if file.purpose == BOT_PURPOSE:
+                with file.path.open("rb") as stream:
+                    return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_id
+
+    def get_job(self, job_id: str) -> Job:
+        """Raises: NotFound."""
+        with self._database.read() as session:
+            return to_job(_find(session, JobRow, job_id))
+
+    def list_jobs(
+        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Page[Job]:
+        """Newest first; only those that carry all of `metadata`, or, for {}, those that carry none.
+
+        Raises: NotFound when there is no job `after`.
+        """
+        query = select(JobRow)
+        if metadata is not None and not metadata:
+            query = query.where(JobRow.seq.not_in(select(JobLabelRow.job_seq)))
+        for key, value in (metadata or {}).items():
+            labelled = select(JobLabelRow.job_seq).where(JobLabelRow.key == key, JobLabelRow.value == value)
+            query = query.where(JobRow.seq.in_(labelled))
+        with self._database.read() as session:
+            rows, has_more = _page(session, query, JobRow, limit, after, newest_first=True)
+            return Page(tuple(map(to_job, rows)), has_more)
+
+    def cancel_job(self, job_id: str) -> Job:
+        """A waiting or paused job ends at once; a running one when its worker next asks (seconds).
+
+        Raises: NotFound; Conflict when it has already ended.
+        """
+        with self._database.write() as session:
+            row = _find_open(session, job_id)
+            if row.status == JobStatus.RUNNING or row.publication is not None:
+                row.cancel_requested = True
+                if row.status == JobStatus.PAUSED:
+                    row.status = JobStatus.QUEUED  # its last worker may have published: one more attempt finds out
+                add_event(session, job_id, "Cancelling was asked for.")
+            else:
+                end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
+            job = to_job(row)
+        if job.status.is_final:
+            self.drop_archives(job)
+        return job
+
+    def pause_job(self, job_id: str) -> Job:
+        """A waiting job pauses at once; a running one with its next checkpoint (seconds).
+
+        Raises: NotFound; Conflict when it has already ended.
+        """
+        with self._database.write() as session:
+            row = _find_open(session, job_id)
+            if row.status == JobStatus.RUNNING:
+                if not row.pause_requested:
+                    row.pause_requested = True
+                    add_event(session, job_id, "Pausing was asked for.")
+            elif row.status != JobStatus.PAUSED:
+                pause(session, row)
+            return to_job(row)
+
+    def resume_job(self, job_id: str) -> Job:
+        """Back to its turn in the queue, or no pause at all where it has not begun.
+
+        Raises: NotFound; Conflict when it is not paused.
+        """
+        with self._database.write() as session:
+            row = _find_open(session, job_id)
+            if row.status == JobStatus.PAUSED:
+                row.status = JobStatus.QUEUED
+            elif not row.pause_requested:
+                raise Conflict(f"Job '{job_id}' is not paused: it is {row.status}.")
+            row.pause_requested = False
+            add_event(session, job_id, "The job goes on.")
+            return to_job(row)
+
+    def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
+        """Newest first. Raises: NotFound."""
+        query = select(EventRow).where(EventRow.job_id == job_id)
+        with self._database.read() as session:
+            _find(session, JobRow, job_id)
+            rows, has_more = _page(session, query, EventRow, limit, after, newest_first=True)
+            return Page(tuple(map(_to_event, rows)), has_more)
+
+    def list_checkpoints(self, job_id: str, *, limit: int, after: str | None = None) -> Page[Checkpoint]:
+        """Newest first. Raises: NotFound."""
+        query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
+        with self._database.read() as session:
+            _find(session, JobRow, job_id)
+            rows, has_more = _page(session, query, CheckpointRow, limit, after, newest_first=True)
+            return Page(tuple(map(_to_checkpoint, rows)), has_more)
+
+    def forget_checkpoints(self, model_ids: Collection[str]) -> None:
+        """Their revisions are gone."""
+        with self._database.write() as session:
+            session.execute(delete(CheckpointRow).where(CheckpointRow.model_id.in_(model_ids)))
+
+    def list_runs(self, job_id: str) -> tuple[Run, ...]:
+        """What is recorded of a job that has ended well; else nothing. Raises: NotFound."""
+        with self._database.read() as session:
+            _find(session, JobRow, job_id)
+            return read_runs(session, job_id)
+
+    def _training_file(self, file_id: str, param: str = PARAM) -> FileRecord:
+        try:
+            return self.get_file(file_id)
+        except NotFound as exc:
+            exc.param = param
+            raise
+
+    def _check_room(self, session: Session, owner: str) -> None:
+        count = select(func.count()).select_from(JobRow).where(JobRow.status.in_(_OPEN))
+        num_open = session.scalar(count) or 0
+        if num_open >= MAX_OPEN_JOBS:
+            raise Overloaded(
+                f"{num_open} training jobs are waiting, and {MAX_OPEN_JOBS} is the limit; try again in "
+                f"{RETRY_AFTER_S:g} s.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        if self._max_jobs_per_key is None or num_open < self._max_jobs_per_key:
+            return
+        num_own = session.scalar(count.where(JobRow.owner == owner)) or 0
+        if num_own >= self._max_jobs_per_key:
+            raise Overloaded(
+                f"You have {num_own} training jobs that have not ended, and {self._max_jobs_per_key} is the limit of "
+                f"one key: wait for one to end or cancel one, then try again in {RETRY_AFTER_S:g} s.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+
+def check_request(request: JobRequest) -> None:
+    """Everything that can be said without opening a file. Raises: InvalidRequest."""
+    if not 1 <= len(request.files) <= MAX_ARCHIVES:
+        raise InvalidRequest(f"A job learns from 1 to {MAX_ARCHIVES} archives, not {len(request.files)}.", param=PARAM)
+    if len({entry.file_id for entry in request.files}) < len(request.files):
+        raise InvalidRequest("The same file is named twice in this job: name each file once.", param=PARAM)
+    if request.validation_file in {entry.file_id for entry in request.files}:
+        raise InvalidRequest(
+            "The same file cannot be learnt from and held out: name another one, or none to hold out a tenth.",
+            param="validation_file",
+        )
+    _check_id(request.base_model, "model")
+    if request.suffix is not None:
+        check_range("suffix length", len(request.suffix), 1, 64)
+        _check_id(f"{NAMESPACE}/{request.suffix}", "suffix")
+        if "@" in request.suffix or "/" in request.suffix:
+            raise InvalidRequest("'suffix' is one name, without '/' and '@'.", param="suffix")
+    if request.seed is not None:
+        check_range("seed", request.seed, 0, MAX_SEED)
+    wanted = request.hyperparameters
+    ranges = {"n_epochs": (1, 50), "batch_size": (1, MAX_BATCH_SIZE), "learning_rate_multiplier": (0.001, 100)}
+    for name, (low, high) in ranges.items():
+        value = getattr(wanted, name)
+        if value is not None:
+            check_range(name, value, low, high)
+
+
+def _check_id(text: str, param: str) -> None:
+    try:
+        ModelId.parse(text)
+    except ModelNotFound as exc:
+        raise InvalidRequest(
+            f"'{param}' cannot be a model's name: use ASCII letters, digits, '.', '_' and '-', and begin with a "
+            "letter or digit.",
+            param=param,
+        ) from exc
+
+
+# --- Rows -------------------------------------------------------------------------------------------------
+
+
+def new_id(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def to_job(row: JobRow) -> Job:
+    return Job(
+        id=row.id,
+        request=_to_request(row.request),
+        status=JobStatus(row.status),
+        created_at=row.created_at,
+        seed=row.seed,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        estimated_finish=row.estimated_finish,
+        fine_tuned_model=row.fine_tuned_model,
+        trained_tokens=row.trained_tokens,
+        error_code=row.error_code,
+        error_message=row.error_message,
+        error_param=row.error_param,
+        result=dict(row.result or {}),
+    )
+
+
+def _file_ids(request: Mapping[str, Any]) -> list[str]:
+    """All files that a stored request names."""
+    validation = request.get("validation_file")
+    return [entry["file_id"] for entry in request["files"]] + ([validation] if validation else [])
+
+
+def _add_job(session: Session, request: JobRequest, status: JobStatus, result: dict[str, Any]) -> JobRow:
+    row = JobRow(
+        id=new_id("ftjob"),
+        request=asdict(request),
+        status=status,
+        created_at=read_clock_ms(session) // 1000,
+        seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
+        result=result,
+        owner=request.owner,
+        priority=request.priority,
+        turn=_next_turn(session, request),
+    )
+    session.add(row)
+    session.flush()
+    labels = request.metadata.items()
+    session.add_all(JobLabelRow(job_seq=row.seq, key=key, value=value) for key, value in labels)
+    add_event(session, row.id, "The job was created.")
+    return row
+
+
+def _next_turn(session: Session, request: JobRequest) -> int:
+    """After the job last begun, and after its owner's other jobs: so callers take turns, however many jobs each has.
+
+    Source: start-time fair queuing (Goyal, Vin and Cheng, 1996), each job of cost one. Each priority has turns of its
+    own.
+    """
+    turns = select(JobRow.turn).where(JobRow.priority == request.priority).order_by(JobRow.turn.desc()).limit(1)
+    begun = session.scalar(turns.where(JobRow.started_at.is_not(None))) or 0
+    own = session.scalar(turns.where(JobRow.owner == request.owner, JobRow.status.in_(_OPEN))) or 0
+    return max(begun, own) + 1
+
+
+def _find_by_key(session: Session, owner: str, key: str, digest: str) -> JobRow | None:
+    """Raises: Conflict when the key came with another request."""
+    query = select(IdempotencyRow).where(IdempotencyRow.owner == owner, IdempotencyRow.key == key)
+    known = session.scalars(query).first()
+    if known is None or known.created_at <= _oldest_key(session):
+        return None
+    if known.request_sha256 != digest:
+        raise Conflict(
+            "This Idempotency-Key has already come with another request, which made job "
+            f"'{known.job_id}': send a new key with a new request. Keys are remembered for {KEY_LIFETIME_S // 3600} h."
+        )
+    return _find(session, JobRow, known.job_id)
+
+
+def _forget_old_keys(session: Session) -> None:
+    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= _oldest_key(session)))
+
+
+def _oldest_key(session: Session) -> int:
+    return read_clock_ms(session) // 1000 - KEY_LIFETIME_S
+
+
+def add_event(
+    session: Session,
+    job_id: str,
+    message: str,
+    *,
+    level: Literal["info", "warn", "error"] = "info",
+    metrics: Mapping[str, Any] | None = None,
+) -> None:
+    """One line of the job's history, in the caller's transaction; with `metrics`, an event of that type."""
+    session.add(
+        EventRow(
+            id=new_id("ftevent"),
+            job_id=job_id,
+            created_at=read_clock_ms(session) // 1000,
+            level=level,
+            message=message,
+            type="message" if metrics is None else "metrics",
+            data=dict(metrics or {}),
+        )
+    )
+
+
+def end_job(session: Session, row: JobRow, status: JobStatus, message: str) -> None:
+    """The one way into a final state. Raising the fence cuts off whoever still works on the job."""
+    assert status.is_final and not JobStatus(row.status).is_final
+    row.status = status
+    row.finished_at = read_clock_ms(session) // 1000
+    row.estimated_finish = None
+    row.fence += 1
+    row.worker = row.publication = None
+    add_event(session, row.id, message, level="error" if status is JobStatus.FAILED else "info")
+
+
+def pause(session: Session, row: JobRow) -> None:
+    """Nobody works on it any more, and nobody will until its owner says so."""
+    row.status = JobStatus.PAUSED
+    row.pause_requested = False
+    row.fence += 1  # NOTE: `publication` stays, for the next attempt to settle
+    row.worker = row.estimated_finish = None
+    add_event(session, row.id, "The job is paused.")
+
+
+def _to_request(stored: Mapping[str, Any]) -> JobRequest:
+    return JobRequest(
+        base_model=stored["base_model"],
+        files=tuple(TrainingFile(**entry) for entry in stored["files"]),
+        hyperparameters=Hyperparameters(**stored["hyperparameters"]),
+        suffix=stored["suffix"],
+        seed=stored["seed"],
+        metadata=stored["metadata"],
+        # Jobs of the first release lack what follows.
+        validation_file=stored.get("validation_file"),
+        integrations=tuple(
+            Integration(**{**entry, "tags": tuple(entry["tags"])}) for entry in stored.get("integrations", ())
+        ),
+        priority=stored.get("priority", 0),
+        owner=stored.get("owner", ""),
+    )
+
+
+def _to_event(row: EventRow) -> JobEvent:
+    level = cast(Literal["info", "warn", "error"], row.level)
+    kind = cast(Literal["message", "metrics"], row.type)
+    return JobEvent(row.id, row.job_id, row.created_at, level, row.message, kind, row.data)
+
+
+def _to_checkpoint(row: CheckpointRow) -> Checkpoint:
+    return Checkpoint(row.id, row.job_id, row.created_at, row.step, row.model_id, row.metrics)
+
+
+def _find_open(session: Session, job_id: str) -> JobRow:
+    """Raises: NotFound; Conflict."""
+    row = _find(session, JobRow, job_id, lock=True)
+    if JobStatus(row.status).is_final:
+        raise Conflict(f"Job '{job_id}' has already ended: it is {row.status}.")
+    return row
+
+
+def _find(session: Session, kind: type[_Row], row_id: str, *, lock: bool = False, param: str | None = None) -> _Row:
+    query = select(kind).where(kind.id == row_id)
+    row = session.scalars(query.with_for_update() if lock else query).first()
+    if row is None:
+        noun = {FileRow: "file", JobRow: "job", EventRow: "event", CheckpointRow: "checkpoint"}[kind]
+        raise NotFound(f"There is no {noun} '{row_id[:64]}'.", param=param)
+    return row
+
+
+def _page(
+    session: Session, query: Select[_Row], kind: type[_Row], limit: int, after: str | None, *, newest_first: bool
+) -> tuple[list[_Row], bool]:
+    if after is not None:
+        seq = _find(session, kind, after, param="after").seq
+        query = query.where(kind.seq < seq if newest_first else kind.seq > seq)
+    ordered = query.order_by(kind.seq.desc() if newest_first else kind.seq).limit(limit + 1)
+    rows = list(session.scalars(ordered))
+    return rows[:limit], len(rows) > limit
+
+
+def move_durably(source: Path, target: Path) -> None:
+    """Rename, or copy across file systems; on disk when it returns. Raises: StoreUnavailable."""
+    part = target.with_name(target.name + ".part")
+    try:
+        try:
+            os.replace(source, part)
+        except OSError as exc:
+            if exc.errno != errno.EXDEV:
+                raise
+            shutil.copyfile(source, part)
+            source.unlink()
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as exc:
+        part.unlink(missing_ok=True)
+        raise disk_error("keep an upload", exc) from exc

@@ -1,0 +1,1 @@
+"""What is recorded of how a model was made, and where else it is told."""
