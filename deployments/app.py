@@ -84,7 +84,8 @@ def build(args: AppArgs) -> Application:
     )
     gateway = gateway_deployment.options(num_replicas=args.num_gateways)
     trainer = trainer_deployment.options(num_replicas=args.num_trainers, ray_actor_options=_trainer_resources(args))
-    application: Application = gateway.bind(env, generator.bind(env), trainer.bind(env))
+    memory_share = args.trainer_gpus if args.device == "gpu" and 0 < args.trainer_gpus < 1 else None
+    application: Application = gateway.bind(env, generator.bind(env), trainer.bind(env, memory_share))
     return application
 
 

@@ -1,6 +1,6 @@
 """The command `rookery`: starts the service, talks to a running one, and looks at archives without any.
 
-Exit codes: 0 done; 1 refused, or a job that ended without a model; 2 wrong usage; 3 no server; 130 interrupted.
+Exit codes: 0 done; 1 refused, or a job that did not end as it should; 2 wrong usage; 3 no server; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from deployments import show
 from deployments.client import Client, Refused, ServerUnreachable
 from serve.errors import RookeryError
 from serve.settings import BadSetting, Settings
-from serve.types import MAX_CHOICES, JobStatus
+from serve.types import MAX_CHOICES, PREVIEW_PROMPT, JobStatus
 
 app = typer.Typer(
     name="rookery",
@@ -40,6 +40,7 @@ _Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many 
 _Data = Annotated[Path | None, typer.Option("--data", help="Where models, uploads and jobs are kept.")]
 _Archive = typer.Argument(exists=True, dir_okay=False, help="X archives (zip), or exports of posts in other formats.")
 _Archives = Annotated[list[Path], _Archive]
+_Handles = Annotated[list[str] | None, typer.Option("--handle", help="Whose archive it is; once for each, in order.")]
 _Model = Annotated[str, typer.Argument(metavar="MODEL", help="For example huggingtweets/ada.")]
 
 _DEFAULT_URL = Settings().url
@@ -104,34 +105,30 @@ def import_(
 @app.command()
 def preview(
     archives: _Archives,
-    handle: Annotated[str | None, typer.Option(help="Whose posts they are, if not as the archive says.")] = None,
+    handles: _Handles = None,
     as_json: _AsJson = False,
 ) -> None:
     """Look at what a bot would learn from; no server is needed."""
     from serve.training import dataset
 
-    report = dataset.preview(archives, handle)
+    _check_handles(handles, archives)
+    report = dataset.preview(archives, handles)
     if as_json:
         return _print_json(report)
-    console.print(show.preview_table(report))
-    for one in report.get("archives", [report]):
-        console.print(show.counts_table({one["handle"] or "?": one}))
-    console.print(show.left_out_table(report))
-    show.show_texts(console, "", report.get("samples", []))
+    show.show_preview(console, report)
 
 
 @app.command()
 def train(
     archives: _Archives,
-    handles: Annotated[
-        list[str] | None, typer.Option("--handle", help="Whose archive it is; once for each, in order.")
-    ] = None,
+    handles: _Handles = None,
     base: Annotated[str | None, typer.Option(help="The base model; the server has a default.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50, help="How often each post is learnt (4).")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed and archive make the same bot.")] = None,
     validation: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Posts to judge by; else a tenth of the archive.")
     ] = None,
+    suffix: Annotated[str | None, typer.Option(help="The name of the model, if not as the handles say.")] = None,
     priority: Annotated[_Priority, typer.Option(help="Jobs of a higher one go first.")] = _Priority.NORMAL,
     idempotency_key: Annotated[
         str | None, typer.Option(help="A name of this request: repeated under it, it gives the same job.")
@@ -143,12 +140,10 @@ def train(
     as_json: _AsJson = False,
 ) -> None:
     """Make a bot from one archive, or a cyborg from several."""
-    handles = handles or []
-    if len(handles) > len(archives):
-        raise typer.BadParameter(f"{len(handles)} handles for {len(archives)} archives.", param_hint="--handle")
-    options = {"base_model": base, "n_epochs": epochs, "seed": seed, "priority": priority.value}
+    _check_handles(handles, archives)
+    options = {"base_model": base, "n_epochs": epochs, "seed": seed, "suffix": suffix, "priority": priority.value}
     with Client(url) as client:
-        job = client.create_bot(archives, handles, options, validation=validation, key=idempotency_key)
+        job = client.create_bot(archives, handles or [], options, validation=validation, key=idempotency_key)
         if wait is None:
             wait = console.is_terminal and not as_json
         if wait:
@@ -160,22 +155,24 @@ def train(
     )
 
 
+def _check_handles(handles: list[str] | None, archives: list[Path]) -> None:
+    if handles and len(handles) > len(archives):
+        raise typer.BadParameter(f"{len(handles)} handles for {len(archives)} archives.", param_hint="--handle")
+
+
 @app.command()
 def jobs(
     words: Annotated[
         list[str] | None,
         typer.Argument(metavar="[ACTION] JOB", help="A job; before it perhaps pause, resume, cancel or events."),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended.")] = False,
-    cancel: Annotated[bool, typer.Option("--cancel", hidden=True)] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until the job has ended or paused.")] = False,
     limit: _Limit = _NUM_JOBS,
     url: _Url = _DEFAULT_URL,
     as_json: _AsJson = False,
 ) -> None:
     """List training jobs; look at one, wait for it, pause, resume or cancel it, or read its history."""
     action, job_id = _job_words(words or [])
-    if cancel:
-        action = "cancel"
     with Client(url) as client:
         if job_id is None:
             if wait or action:
@@ -188,7 +185,8 @@ def jobs(
         if action:
             client.change_job(job_id, action)
         if wait:
-            return _follow(client, job_id, as_json)
+            wanted = {"pause": JobStatus.PAUSED, "cancel": JobStatus.CANCELLED}
+            return _follow(client, job_id, as_json, wanted.get(action or "", JobStatus.SUCCEEDED))
         view = client.view_job(job_id)
     if as_json:
         return _print_json(view.job)
@@ -227,8 +225,8 @@ def runs(
         console.print("Nothing is recorded before a job has succeeded.")
 
 
-def _follow(client: Client, job_id: str, as_json: bool) -> None:
-    """Shows the job until it has ended; exits with 1 when it ends without a model."""
+def _follow(client: Client, job_id: str, as_json: bool, wanted: JobStatus = JobStatus.SUCCEEDED) -> None:
+    """Shows the job until it has ended or paused; exits with 1 when it is not as `wanted` then."""
     if not as_json:
         console.print(f"Job {job_id}", markup=False, soft_wrap=True)
     try:
@@ -242,14 +240,16 @@ def _follow(client: Client, job_id: str, as_json: bool) -> None:
         _print_json(view.job)
     else:
         show.show_result(console, view.job)
-    if view.status is not JobStatus.SUCCEEDED:
+    if view.status is JobStatus.PAUSED:
+        typer.echo(f"The job is paused. Go on with it: rookery jobs resume {job_id} --wait", err=True)
+    if view.status is not wanted:
         reason = (view.job["error"] or {}).get("message") or view.said
         typer.echo(f"rookery: the job {view.status.value}: {show.plain(reason)}", err=True)
         raise typer.Exit(_EXIT_REFUSED)
-    if not as_json:
+    if view.status is JobStatus.SUCCEEDED and not as_json:
         model = view.job["fine_tuned_model"]
         console.print(
-            f'{model} is ready. Try: rookery generate {model} "My dream is" -n 5', markup=False, soft_wrap=True
+            f'{model} is ready. Try: rookery generate {model} "{PREVIEW_PROMPT}" -n 5', markup=False, soft_wrap=True
         )
 
 
@@ -280,7 +280,7 @@ def reproduce(
 @app.command()
 def generate(
     model: _Model,
-    prompt: Annotated[str, typer.Argument(help="How the text begins.")] = "My dream is",
+    prompt: Annotated[str, typer.Argument(help="How the text begins.")] = PREVIEW_PROMPT,
     n: Annotated[int, typer.Option("-n", min=1, max=MAX_CHOICES, help="How many texts.")] = 1,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same texts.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")] = 80,
@@ -397,12 +397,15 @@ def remove(
 ) -> None:
     """Delete models from the server's disk and memory."""
     with Client(url) as client:
-        for model in models:
-            deleted = client.delete_model(model)
-            if as_json:
-                _print_json(deleted)
-            else:
-                console.print(f"{deleted['id']} is deleted.", markup=False, soft_wrap=True)
+        deleted: list[dict[str, Any]] = []
+        try:
+            for model in models:
+                deleted.append(client.delete_model(model))
+                if not as_json:
+                    console.print(f"{deleted[-1]['id']} is deleted.", markup=False, soft_wrap=True)
+        finally:  # those before one that is refused are gone
+            if as_json and deleted:
+                _print_json({"object": "list", "data": deleted})
 
 
 # --- The border -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Knows the routes and the shape of an error; what it returns is the server's JSON
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from uuid import uuid4
 import httpx
 
 from serve.errors import RookeryError
-from serve.types import JobStatus
+from serve.types import JobStatus, ModelId, check_idempotency_key
 
 Json = dict[str, Any]
 
@@ -27,6 +28,7 @@ _POLL_S = 0.5
 _PATIENCE_S = 60.0  # a server that restarts takes up its jobs again; so long is one followed unseen
 _UPLOAD_TRIES = 3
 _UPLOAD_PAUSE_S = 1.0  # before the second try, twice that before the third
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -60,7 +62,7 @@ class JobView:
 
 
 class Client:
-    """One server, by its URL. All methods raise Refused or ServerUnreachable."""
+    """One server, by its URL. All methods raise Refused or ServerUnreachable, or refuse themselves what is no id."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -137,7 +139,7 @@ class Client:
 
         Where the answer is lost, it tries again under the same `key`, by which the server knows its job.
         """
-        key = key or str(uuid4())
+        key = str(uuid4()) if key is None else check_idempotency_key(key)
         fields = {name: str(value) for name, value in options.items() if value is not None}
         parts = [("archive", path) for path in archives] + ([("validation", validation)] if validation else [])
         for number in range(1, _UPLOAD_TRIES + 1):
@@ -178,7 +180,7 @@ class Client:
         return JobView(job, said, metrics)
 
     def follow(self, job_id: str, *, poll_s: float = _POLL_S, patience_s: float = _PATIENCE_S) -> Iterator[JobView]:
-        """The job again and again until it has ended; the last one is final. Outlives a restart of the server."""
+        """The job again and again, at last as it has ended or paused. Outlives a restart of the server."""
         seen_at = time.monotonic()
         while True:
             try:
@@ -189,7 +191,7 @@ class Client:
             else:
                 seen_at = time.monotonic()
                 yield view
-                if view.status.is_final:
+                if view.status.is_final or view.status is JobStatus.PAUSED:
                     return
             time.sleep(poll_s)
 
@@ -217,11 +219,14 @@ class Client:
 
 
 def _model_path(model_id: str) -> str:
+    ModelId.parse(model_id)  # httpx would fold `..`, and ask for something else
     return f"/v1/models/{quote(model_id, safe='/@')}"
 
 
 def _job_path(job_id: str) -> str:
-    return f"/v1/fine_tuning/jobs/{quote(job_id, safe='')}"
+    if not _JOB_ID.fullmatch(job_id):
+        raise Refused("There is no job of that name: an id looks like 'ftjob-...'; see them with 'rookery jobs'.")
+    return f"/v1/fine_tuning/jobs/{job_id}"
 
 
 def _refusal(url: str, status: int, body: bytes) -> RookeryError:

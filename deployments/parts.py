@@ -34,8 +34,8 @@ def open_jobs(settings: Settings) -> JobStore:
     return open_with(check_base=open_store(settings).resolve)
 
 
-def run_options(settings: Settings) -> RunOptions:
-    """What the supervisor tells a training process."""
+def run_options(settings: Settings, memory_share: float | None = None) -> RunOptions:
+    """What the supervisor tells a training process. `memory_share`: of a GPU, at most; None: what it needs."""
     return RunOptions(
         database_url=settings.sql_url,
         data_dir=settings.data.absolute(),
@@ -44,5 +44,6 @@ def run_options(settings: Settings) -> RunOptions:
         hub_endpoint=settings.hub_endpoint or None,
         hub_token=settings.hub_token or None,
         num_threads=settings.trainer_threads or None,
+        memory_share=memory_share,
         trackers=settings.trackers,
     )

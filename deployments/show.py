@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,19 +23,7 @@ _STATUS = {
     "warn_few": "little to learn from: the bot will repeat it",
     "too_few": "too little to learn from",
 }
-WHY_LEFT_OUT = {
-    "retweets": "others' posts, passed on",
-    "short": "fewer than 3 words of their own",
-    "duplicate": "in the archive twice",
-    "superseded_edit": "earlier versions of edited posts",
-    "deleted": "deleted by their author",
-    "community": "written for a community alone",
-    "not_public": "not for everybody to read",
-    "no_text": "without a text",
-    "too_long": "longer than any post can be",
-    "missing": "named in the archive, but not in it",
-    "other_record": "no posts: likes, follows and the like",
-}
+_NOT_LEARNT = {"retweets": "others' posts, passed on", "short": "fewer than 3 words of their own"}
 
 # Texts come from archives and models; a terminal must not obey them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -74,20 +62,40 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
     """How many posts of each person were taken, and why not the others."""
-    rows = [[f"@{handle}", *(f"{of.get(name, 0):,}" for name in COUNTS)] for handle, of in counts.items()]
-    return table("handle", *(f"{name} " for name in COUNTS), rows=rows)
+    return _counts_table((f"@{handle}", of) for handle, of in counts.items())
 
 
-def preview_table(report: Mapping[str, Any]) -> Table:
-    """What an archive is, and whether it is enough."""
-    return facts_table({"format": report["format"], "status": _STATUS.get(report["status"], report["status"])})
+def _counts_table(rows: Iterable[tuple[str, Mapping[str, int]]]) -> Table:
+    cells = [[name, *(f"{of.get(count, 0):,}" for count in COUNTS)] for name, of in rows]
+    return table("handle", *(f"{count} " for count in COUNTS), rows=cells)
 
 
-def left_out_table(report: Mapping[str, Any]) -> Table:
-    """How many records a bot would not learn from, and why."""
-    reasons = {name: report[name] for name in ("retweets", "short")} | dict(report["left_out"])
-    rows = [[f"{count:,}", WHY_LEFT_OUT.get(why, why.replace("_", " "))] for why, count in reasons.items() if count]
-    return table("left out ", "because", rows=rows)
+def show_preview(console: Console, report: Mapping[str, Any]) -> None:
+    """What archives are, whether they are enough, what a bot would not learn from them and why, and some posts."""
+    console.print(facts_table({"format": report["format"], "status": _STATUS.get(report["status"], report["status"])}))
+    for warning in _warnings(report):
+        console.print(Text(plain(warning), "yellow"), soft_wrap=True)
+    alone = [(_owner(one), one) for one in report.get("archives", ())]
+    console.print(_counts_table([*alone, ("together", report)] if alone else [(_owner(report), report)]))
+    if left_out := _left_out(report):
+        console.print(table("left out ", "because", rows=left_out))
+    show_texts(console, "", report["samples"])
+
+
+def _owner(report: Mapping[str, Any]) -> str:
+    return f"@{report['handle'] or '?'}"
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    """Those of the whole, then those of each archive that is not alone."""
+    each = [f"{_owner(one)}: {warning}" for one in report.get("archives", ()) for warning in one["warnings"]]
+    return [*report["warnings"], *each]
+
+
+def _left_out(report: Mapping[str, Any]) -> list[list[str]]:
+    counts = {name: report[name] for name in _NOT_LEARNT} | dict(report["left_out"])
+    reasons = {**_NOT_LEARNT, **report["reasons"]}
+    return [[f"{count:,}", reasons[name]] for name, count in counts.items() if count]
 
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:

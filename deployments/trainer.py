@@ -17,8 +17,8 @@ from serve.training.jobs.supervisor import Supervisor
 class Trainer:
     """Works off the job queue from its start to its end."""
 
-    def __init__(self, overrides: Mapping[str, str]) -> None:
-        self._supervisor = Supervisor(run_options(read_settings(overrides)))
+    def __init__(self, overrides: Mapping[str, str], memory_share: float | None = None) -> None:
+        self._supervisor = Supervisor(run_options(read_settings(overrides), memory_share))
         self._running = asyncio.get_running_loop().create_task(self._supervisor.run_forever())
 
     async def check_health(self) -> None:
@@ -28,6 +28,8 @@ class Trainer:
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is stopped: the running job goes back to the queue, its process ends."""
-        await self._supervisor.stop()
-        await self._running
-        self._supervisor.close()
+        try:
+            await self._supervisor.stop()
+            await self._running
+        finally:
+            self._supervisor.close()

@@ -20,10 +20,12 @@ T = TypeVar("T")
 # One part of an id: the Hub's own rule (huggingface_hub.utils.validate_repo_id), which X handles satisfy:
 # they may begin and end with '_', and the Hub's word boundary counts '_' as a letter.
 _ID_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", re.ASCII)
+_IDEMPOTENCY_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
 
 MAX_CHOICES = 16  # of one prompt
 MAX_ARCHIVES = 8  # that one job learns from
 MAX_BATCH_SIZE = 64  # of training
+PREVIEW_PROMPT = "My dream is"  # how the first texts of a bot begin: huggingtweets' own
 
 FinishReason = Literal["stop", "length", "stop_sequence"]
 """`stop`: the model ended the text itself; `length`: max_new_tokens; `stop_sequence`: a stop string."""
@@ -509,11 +511,26 @@ class Jobs(Protocol):
         """What is recorded of a job that has ended well; else nothing. Raises: NotFound."""
         ...
 
+    def forget_model(self, model_id: str) -> None:
+        """The model was deleted: its open jobs are cancelled, and what its jobs wrote of its texts is gone."""
+        ...
+
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raises: InvalidRequest naming the field, the value and the limits (NaN is outside every range)."""
     if not low <= value <= high:
         raise InvalidRequest(f"'{name}' must be between {low:g} and {high:g}, not {value:g}.", param=name)
+
+
+def check_idempotency_key(key: str) -> str:
+    """A key that arrives in an HTTP header as it was sent. Raises: InvalidRequest."""
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise InvalidRequest(
+            "An Idempotency-Key must be 1 to 255 printable ASCII characters, with no space at either end, such as a "
+            "random UUID.",
+            param="idempotency-key",
+        )
+    return key
 
 
 def as_tuple(value: str | Sequence[str] | None) -> tuple[str, ...]:

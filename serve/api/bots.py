@@ -6,10 +6,7 @@ Both are forms with one or more files named `archive`. No file outlives the requ
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,13 +20,12 @@ from serve.api.files import keep
 from serve.api.fine_tuning import job_json
 from serve.api.generation import caller_of
 from serve.api.job_request import BotForm, bare, from_form, read_idempotency_key
-from serve.api.service import Preview, Service
+from serve.api.service import Service
 from serve.api.status import invalid, json_reply
 from serve.errors import BadUpload, RookeryError
 from serve.types import BOT_PURPOSE, MAX_ARCHIVES, FileRecord, Job
 
 _MAX_PREVIEWS = 2  # at once: reading archives takes a core each, and streams of texts need the rest
-_MAX_NAME_BYTES = 200  # of a file; systems allow 255
 
 
 def router(service: Service) -> APIRouter:
@@ -64,16 +60,18 @@ def router(service: Service) -> APIRouter:
                     await _drop(service, [record for record in kept if record.id not in needed])
         return json_reply(job_json(job), 201)
 
-    if service.preview is not None:
+    if (preview := service.preview) is not None:
         limiter = anyio.CapacityLimiter(_MAX_PREVIEWS)
-        look = partial(_preview, service.preview)
 
         @routes.post("/archives/preview")
         async def preview_archives(request: Request) -> Response:
             """Archives in, what a bot would learn from out; nothing is kept."""
             async with read_form(request, service.upload_dir, service.limits) as form:
-                parts, handle = _archives(form), bare(form.value("handle"))
-                return json_reply(await anyio.to_thread.run_sync(look, parts, handle, limiter=limiter))
+                parts = _archives(form)
+                paths = [part.path for part in parts if part.path is not None]
+                names = [part.filename or "upload" for part in parts]  # they may tell a format
+                look = partial(preview, paths, [bare(handle) for handle in _handles(form)], filenames=names)
+                return json_reply(await anyio.to_thread.run_sync(look, limiter=limiter))
 
     return routes
 
@@ -92,13 +90,18 @@ def _validation(form: Form) -> list[Part]:
     return parts
 
 
-def _read_bot(form: Form) -> BotForm:
+def _handles(form: Form) -> list[str]:
+    """Whose the first archives are, in order."""
     num_archives, handles = len(_archives(form)), form.values("handle")
     if len(handles) > num_archives:
         raise BadUpload(
             f"There are {len(handles)} 'handle' fields for {num_archives} archives; send one for each, in order.",
             param="handle",
         )
+    return handles
+
+
+def _read_bot(form: Form) -> BotForm:
     given: dict[str, Any] = {name: form.value(name) for name in BotForm.model_fields}
     metadata = {
         part.name.removeprefix("metadata[").removesuffix("]"): part.value
@@ -106,7 +109,7 @@ def _read_bot(form: Form) -> BotForm:
         if part.name.startswith("metadata[") and part.name.endswith("]") and part.path is None
     }
     try:
-        return BotForm.model_validate({**given, "handle": handles, "metadata": metadata or None}, strict=False)
+        return BotForm.model_validate({**given, "handle": _handles(form), "metadata": metadata or None}, strict=False)
     except ValidationError as exc:
         raise invalid(exc) from exc
 
@@ -119,19 +122,3 @@ async def _drop(service: Service, records: list[FileRecord]) -> None:
     for record in records:
         with contextlib.suppress(RookeryError):
             await anyio.to_thread.run_sync(service.files.delete_file, record.id)
-
-
-def _preview(preview: Preview, parts: list[Part], handle: str | None) -> Mapping[str, Any]:
-    """Under the names that the files came with: they may tell a format, or whose posts they are."""
-    with tempfile.TemporaryDirectory(prefix="rookery-preview-") as folder:
-        links = [_link(part, Path(folder) / str(number)) for number, part in enumerate(parts)]
-        return preview(links, handle)
-
-
-def _link(part: Part, folder: Path) -> Path:
-    assert part.path is not None
-    name = (part.filename or "").encode()[-_MAX_NAME_BYTES:].decode(errors="ignore").lstrip(".") or "upload"
-    folder.mkdir()
-    link = folder / name
-    link.symlink_to(part.path.absolute())
-    return link

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import FileResponse, Response
 
 from serve.api.body import Part, read_form
-from serve.api.lists import After, as_list
+from serve.api.lists import After, PathId, as_list
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import BadUpload, InvalidRequest
@@ -34,7 +34,7 @@ def router(service: Service) -> APIRouter:
     async def list_files(
         limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
         after: After = None,
-        purpose: Annotated[str | None, Query(max_length=64)] = None,
+        purpose: Annotated[str | None, Query(max_length=64, pattern="^[!-~]*$")] = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Response:
         def read() -> dict[str, Any]:
@@ -44,17 +44,17 @@ def router(service: Service) -> APIRouter:
         return json_reply(await anyio.to_thread.run_sync(read))
 
     @routes.get("/{file_id}")
-    async def retrieve_file(file_id: str) -> Response:
+    async def retrieve_file(file_id: PathId) -> Response:
         return json_reply(file_json(await anyio.to_thread.run_sync(service.files.get_file, file_id)))
 
     @routes.get("/{file_id}/content")
-    async def read_content(file_id: str) -> Response:
+    async def read_content(file_id: PathId) -> Response:
         record = await anyio.to_thread.run_sync(service.files.get_file, file_id)
         headers = {"x-content-type-options": "nosniff"}
         return FileResponse(record.path, 200, headers, "application/octet-stream", filename=record.filename)
 
     @routes.delete("/{file_id}")
-    async def delete_file(file_id: str) -> Response:
+    async def delete_file(file_id: PathId) -> Response:
         await anyio.to_thread.run_sync(service.files.delete_file, file_id)
         return json_reply({"id": file_id, "object": "file", "deleted": True})
 

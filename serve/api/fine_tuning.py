@@ -10,18 +10,17 @@ from functools import partial
 from typing import Annotated, Any
 
 import anyio.to_thread
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from serve.api.body import read_json
 from serve.api.generation import caller_of
 from serve.api.job_request import PRIORITIES, JobBody, from_body, read_idempotency_key, read_metadata_filter
-from serve.api.lists import After, as_list
+from serve.api.lists import After, PathId, as_list, page_of
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.types import Artifact, Checkpoint, Integration, Job, JobEvent, Run
 
-_JobId = Annotated[str, Path(max_length=128, pattern="^[!-~]+$")]
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
 _ORGANIZATION = "rookery"
@@ -52,23 +51,23 @@ def router(service: Service) -> APIRouter:
         return json_reply(await anyio.to_thread.run_sync(read))
 
     @routes.get("/{job_id}")
-    async def retrieve_job(job_id: _JobId) -> Response:
+    async def retrieve_job(job_id: PathId) -> Response:
         return await reply(partial(jobs.get_job, job_id))
 
     @routes.post("/{job_id}/cancel")
-    async def cancel_job(job_id: _JobId) -> Response:
+    async def cancel_job(job_id: PathId) -> Response:
         return await reply(partial(jobs.cancel_job, job_id))
 
     @routes.post("/{job_id}/pause")
-    async def pause_job(job_id: _JobId) -> Response:
+    async def pause_job(job_id: PathId) -> Response:
         return await reply(partial(jobs.pause_job, job_id))
 
     @routes.post("/{job_id}/resume")
-    async def resume_job(job_id: _JobId) -> Response:
+    async def resume_job(job_id: PathId) -> Response:
         return await reply(partial(jobs.resume_job, job_id))
 
     @routes.get("/{job_id}/events")
-    async def list_events(job_id: _JobId, limit: _Limit = 20, after: After = None) -> Response:
+    async def list_events(job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
         def read() -> dict[str, Any]:
             page = jobs.list_events(job_id, limit=limit, after=after)
             return as_list([event_json(event) for event in page.items], page.has_more)
@@ -76,7 +75,7 @@ def router(service: Service) -> APIRouter:
         return json_reply(await anyio.to_thread.run_sync(read))
 
     @routes.get("/{job_id}/checkpoints")
-    async def list_checkpoints(job_id: _JobId, limit: _Limit = 10, after: After = None) -> Response:
+    async def list_checkpoints(job_id: PathId, limit: _Limit = 10, after: After = None) -> Response:
         def read() -> dict[str, Any]:
             page = jobs.list_checkpoints(job_id, limit=limit, after=after)
             return as_list([checkpoint_json(checkpoint) for checkpoint in page.items], page.has_more)
@@ -84,9 +83,11 @@ def router(service: Service) -> APIRouter:
         return json_reply(await anyio.to_thread.run_sync(read))
 
     @routes.get("/{job_id}/runs")
-    async def list_runs(job_id: _JobId) -> Response:
+    async def list_runs(job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
         def read() -> dict[str, Any]:
-            return as_list([run_json(run) for run in jobs.list_runs(job_id)])
+            runs = [run_json(run) for run in jobs.list_runs(job_id)]
+            page = page_of(runs, [run["id"] for run in runs], limit, after)
+            return as_list(page.items, page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 

@@ -23,6 +23,7 @@ from serve.types import (
     ModelId,
     Priority,
     TrainingFile,
+    check_idempotency_key,
 )
 
 IDEMPOTENCY_HEADER = "idempotency-key"
@@ -148,12 +149,7 @@ def bare(handle: str | None) -> str | None:
 def read_idempotency_key(request: Request) -> str | None:
     """Whatever the caller calls this request, however often it is sent. Raises: InvalidRequest."""
     key = request.headers.get(IDEMPOTENCY_HEADER)
-    if key is not None and not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
-        raise InvalidRequest(
-            "The header 'Idempotency-Key' must be 1 to 255 printable ASCII characters, such as a random UUID.",
-            param=IDEMPOTENCY_HEADER,
-        )
-    return key
+    return None if key is None else check_idempotency_key(key)
 
 
 def read_metadata_filter(request: Request) -> dict[str, str] | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Query
+from fastapi import Path, Query
 
 from serve.errors import NotFound
 from serve.types import Page
 
 T = TypeVar("T")
 
-# The last id of the page before. No id has other characters, and no database need see them.
+# The last id of the page before, and an id in a path. None has other characters, and no database need see them.
 After = Annotated[str | None, Query(max_length=256, pattern="^[!-~]*$")]
+PathId = Annotated[str, Path(max_length=128, pattern="^[!-~]+$")]
 
 
 def as_list(data: Sequence[dict[str, Any]], has_more: bool = False) -> dict[str, Any]:

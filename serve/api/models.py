@@ -92,6 +92,7 @@ def router(service: Service) -> APIRouter:
     async def delete_model(model: str) -> Response:
         check_model_id(model)
         deleted = await anyio.to_thread.run_sync(catalogue.delete_model, model)
+        await anyio.to_thread.run_sync(service.jobs.forget_model, deleted)
         await service.generator.forget(deleted)
         return json_reply({"id": deleted, "object": "model", "deleted": True})
 

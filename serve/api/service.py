@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs
 
-Preview = Callable[[Sequence[Path], str | None], Mapping[str, Any]]
-"""What a bot would learn from these files, of the handle if one is given. Blocks. Raises: BadUpload, InvalidRequest."""
+
+class Preview(Protocol):
+    """What a bot would learn from files. Blocks."""
+
+    def __call__(
+        self, paths: Sequence[Path], handle: Sequence[str | None], /, *, filenames: Sequence[str]
+    ) -> Mapping[str, Any]:
+        """`handle`: whose the first files are, in order; `filenames`: as users call them.
+
+        Raises: BadUpload, InvalidRequest.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, IntegrityError, NoSuchModuleError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -25,8 +25,10 @@ SCHEMA = "0002"  # the newest of `migrations`, said here so that only an older d
 BUSY_TIMEOUT_MS = 5_000
 RETRY_AFTER_S = 5.0
 PATIENCE_S = 30.0  # with a database that is locked, read-only or restarting, where a result would be lost otherwise
-# Any constants, each another: PostgreSQL's advisory locks under which the schema changes, and jobs are created.
+# Any constants, each another: PostgreSQL's advisory locks under which the schema changes, artifacts are
+# numbered, and jobs are created.
 SCHEMA_LOCK = 7_294_001
+NUMBERING_LOCK = 7_294_002
 CREATION_LOCK = 7_294_003
 
 T = TypeVar("T")
@@ -134,6 +136,8 @@ def _schema_of(connection: Connection) -> str | None:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (DataError, IntegrityError, ProgrammingError):
+        raise  # a mistake of ours, which is the same the next time
     except (DBAPIError, PoolTimeout) as exc:
         # The statement and its values stay out of the message: they hold what users sent.
         cause = type(exc.orig).__name__ if isinstance(exc, DBAPIError) else type(exc).__name__
@@ -147,8 +151,9 @@ def _open(url: str) -> Engine:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+            _make_private(parsed.database)
+        # Errors go to the log without the values of their statement: users sent them.
+        engine = create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite", hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as exc:
         raise InvalidRequest(
             "The database URL is not one that can be opened: it looks like 'sqlite:////data/rookery.db' or "
@@ -159,6 +164,15 @@ def _open(url: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_private(database: str) -> None:
+    """A new file for this user alone, as SQLite then makes those beside it: it holds what people sent."""
+    path = Path(database)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not database.startswith((":memory:", "file:")) and not path.exists():
+        with suppress(OSError):  # SQLite will say why
+            path.touch(mode=0o600)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

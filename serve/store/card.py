@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCardData
 
-from serve.types import ModelId
+from serve.store.model_files import PREPROCESS_RUN, TRAIN_RUN
+from serve.types import PREVIEW_PROMPT, ModelId
 
-PREPROCESS_RUN = "runs/preprocess.json"
-TRAIN_RUN = "runs/train.json"
 PICTURE = "predictions.png"  # in the model's folder, what links to the model show
 
-_PROMPT = "My dream is"
 _ROWS = {"downloaded": "Tweets downloaded", "retweets": "Retweets", "short": "Short tweets", "kept": "Tweets kept"}
 _MEANINGFUL = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation: all that Markdown lets a backslash make plain
 _JOINERS = "\u200c\u200d"  # within emoji and some scripts
@@ -37,9 +35,7 @@ class CardFacts:
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # downloaded, retweets, short, kept
     hyperparameters: Mapping[str, float | int | str] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)  # e.g. "train", "evaluation"
-    language: str = "en"
     trained_on: str | None = None  # a date
-    thumbnail: str | None = None  # https address of the picture; None: the folder's own
 
 
 def build_card(facts: CardFacts) -> str:
@@ -55,21 +51,20 @@ def build_card(facts: CardFacts) -> str:
         _lineage(facts),
         _how_to_use(facts),
         _LIMITATIONS,
-        _about(facts),
+        _ABOUT,
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
-    thumbnail = facts.thumbnail if facts.thumbnail and facts.thumbnail.startswith("https://") else PICTURE
     data = ModelCardData(
-        language=_printable(facts.language),
+        language="en",
         base_model=_printable(facts.base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["huggingtweets"],
-        thumbnail=_printable(thumbnail),
-        widget=[{"text": _PROMPT}],
+        thumbnail=PICTURE,
+        widget=[{"text": PREVIEW_PROMPT}],
     )
     return str(data.to_yaml())
 
@@ -146,7 +141,7 @@ def _how_to_use(facts: CardFacts) -> str:
         "```python\n"
         "from transformers import pipeline\n\n"
         f"generator = pipeline('text-generation', model='{ModelId.parse(facts.model_id)}')\n"
-        f'generator("{_PROMPT}", num_return_sequences=5)\n'
+        f'generator("{PREVIEW_PROMPT}", num_return_sequences=5)\n'
         "```"
     )
 
@@ -158,12 +153,11 @@ The bot has the limits and the biases of the GPT-2 it started from, and repeats 
 It states falsehoods as readily as facts, and may be offensive. Its texts should not be passed off as a person's own."""
 
 
-def _about(facts: CardFacts) -> str:
-    return (
-        "## About\n\n"
-        f"Made by Rookery, after [huggingtweets](https://github.com/borisdayma/huggingtweets) by Boris Dayma. "
-        f"The records of both runs are here: [preprocessing]({PREPROCESS_RUN}) and [training]({TRAIN_RUN})."
-    )
+_ABOUT = f"""\
+## About
+
+Made by Rookery, after [huggingtweets](https://github.com/borisdayma/huggingtweets) by Boris Dayma. \
+The records of both runs are here: [preprocessing]({PREPROCESS_RUN}) and [training]({TRAIN_RUN})."""
 
 
 def escape_markdown(text: str) -> str:
@@ -178,7 +172,9 @@ def _printable(text: str) -> str:
 
 
 def _name(facts: CardFacts, handle: str) -> str:
-    return _printable(facts.display_names.get(handle, "")) or handle
+    """The handle where a name has nothing that can be seen."""
+    name = _printable(facts.display_names.get(handle, ""))
+    return name if any(unicodedata.category(char)[0] in "LNPS" for char in name) else handle
 
 
 def _count(facts: CardFacts, handle: str, key: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from serve.errors import ModelUnusable
 from serve.shape import GPT2Shape
+from serve.store.disk import write_json
 from serve.store.model_files import PICTURES, PROVENANCE, model_files
 from serve.store.validate import read_json, read_shape
 from serve.types import ModelId, ModelInfo, RevisionInfo
@@ -66,6 +67,13 @@ def job_of(folder: Path) -> str | None:
     """The id of the job that made the model."""
     job_id = _read(folder / PROVENANCE).get("job_id")
     return job_id if isinstance(job_id, str) else None
+
+
+def drop_step(folder: Path) -> None:
+    """What is published as a whole model is no checkpoint, whatever the folder that it was copied from was."""
+    provenance = _read(folder / PROVENANCE)
+    if provenance.pop("checkpoint_step", None) is not None:
+        write_json(folder / PROVENANCE, provenance)
 
 
 def find_picture(folder: Path) -> Path | None:

@@ -16,6 +16,7 @@ from serve.store.validate import WEIGHTS
 
 REVISION_LENGTH = 40  # hex digits, as a commit's
 PROVENANCE = "rookery.json"
+RUNS = PREPROCESS_RUN, TRAIN_RUN = "runs/preprocess.json", "runs/train.json"
 PICTURES = ("predictions.png", "thumbnail.png")  # a model's preview picture, the better first
 
 # All that a text-generation model needs besides its weights. Nothing else is taken from a stranger's folder.
@@ -31,7 +32,7 @@ MODEL_FILES = (
     "README.md",
 )
 # What our own training writes beside them.
-OUR_FILES = (PROVENANCE, "runs/preprocess.json", "runs/train.json", *PICTURES)
+OUR_FILES = (PROVENANCE, *RUNS, *PICTURES)
 # In order of preference; all but the first are converted into it.
 WEIGHT_FILES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 

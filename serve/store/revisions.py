@@ -22,7 +22,15 @@ from pathlib import Path
 from serve.errors import Conflict, InvalidRequest, ModelNotFound
 from serve.store import datasets
 from serve.store.conversions import Conversions
-from serve.store.describe import describe, describe_revision, find_picture, is_checkpoint, job_of, read_card
+from serve.store.describe import (
+    describe,
+    describe_revision,
+    drop_step,
+    find_picture,
+    is_checkpoint,
+    job_of,
+    read_card,
+)
 from serve.store.disk import locked, sync, translated
 from serve.store.homes import Homes
 from serve.store.lookup import MAIN, Lookup, Revision
@@ -172,6 +180,11 @@ class Store:
         """Removes a staged folder and what is in it."""
         self._staging.discard(folder)
 
+    def sweep(self) -> None:
+        """Removes what processes that have died meanwhile had staged."""
+        with translated("remove what was staged"):
+            self._staging.sweep()
+
     def publish(
         self, model_id: str, folder: Path, *, revision: str | None = None, alias: str | None = MAIN
     ) -> Revision:
@@ -188,6 +201,8 @@ class Store:
             if revision == MAIN:
                 raise Conflict(f"'{MAIN}' is the name of a model's newest revision and cannot be one itself.")
             with translated("publish a model"):
+                if alias:
+                    drop_step(folder)
                 check_folder(folder)
                 check_finite(folder)
                 seal(folder)
@@ -235,6 +250,29 @@ class Store:
         with translated("move an alias"), self._writing():
             self._point(found.path.parent / alias, found.revision)
 
+    def main_of(self, model_id: str) -> str | None:
+        """The revision that `main` names; None where there is no such model."""
+        wanted = _without_revision(model_id)
+        with translated("look up a model"):
+            try:
+                found = self._lookup.find(wanted)
+            except FileNotFoundError:
+                found = None  # deleted between two looks at it
+        return found.revision if found else None
+
+    def settle(self, model_id: str, revision: str, *, main_before: str | None) -> Revision | None:
+        """Ends a publication whose process may have died on the way; None where it had not come to the revision.
+
+        `main` names the revision then, unless it has been moved from `main_before` since: that was decided later.
+        """
+        wanted = _without_revision(model_id)
+        with translated("publish a model"), self._writing():
+            found = self._lookup.find(ModelId.parse(f"{wanted}@{revision}"))
+            main = self._lookup.find(wanted)
+            if found is not None and (main.revision if main else None) == main_before:
+                self._point(found.path.parent / MAIN, found.revision)
+            return found
+
     def import_folder(self, folder: Path, model_id: str) -> Revision:
         """Copies a Hugging Face folder from anywhere, converts its weights if need be, and publishes it."""
         self._new_id(model_id)
@@ -273,11 +311,12 @@ class Store:
             return _inform(found, is_main=True)
 
     def drop_checkpoints(
-        self, model_id: str, *, of_job: str | None = None, keep: Collection[str] = ()
+        self, model_id: str, *, of_job: str | None = None, keep: Collection[str] = (), spare: Collection[str] = ()
     ) -> tuple[str, ...]:
         """Removes the checkpoints that `of_job` has left (None: any training) but the revisions `keep`; tells which.
 
-        What an alias names stays. Who has a file open or mapped keeps it.
+        What an alias names stays, and what the jobs `spare` made. Who has a file open or mapped keeps it. Where no
+        revision is left, no data set is.
         """
         wanted = _without_revision(model_id)
         with translated("remove checkpoints"), self._writing():
@@ -291,9 +330,12 @@ class Store:
                 if found.revision not in named and is_checkpoint(found.path)
                 if found.revision not in keep
                 if of_job is None or job_of(found.path) == of_job
+                if job_of(found.path) not in spare
             ]
             for found in dropped:
                 self._staging.remove(found.path)
+            if not named and not self._lookup.revisions(wanted) and (home / datasets.DATASETS).is_dir():
+                self._staging.remove(home / datasets.DATASETS)
             if dropped:
                 sync(home)
             with suppress(OSError):  # not empty: a model is here

@@ -18,7 +18,7 @@ class Staging:
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.sweep()
 
     def new(self) -> Path:
         """An empty folder of this process's own."""
@@ -40,7 +40,7 @@ class Staging:
         finally:
             self.discard(trash)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Removes what processes that no longer live have left behind."""
         host, now = socket.gethostname(), time.time()
         for folder in self._root.iterdir():

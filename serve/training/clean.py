@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
+from heapq import nsmallest
+from itertools import groupby
 from typing import Literal
 
 from serve.errors import TooFewTweets
@@ -29,15 +31,20 @@ Status = Literal["ok", "warn_few", "too_few"]
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What a model learns from, in the archive's order. Always: downloaded = retweets + short + kept."""
+    """What a model learns from, in the archive's order. Always: downloaded = retweets + short + set_aside + kept.
+
+    `set_aside`: texts as good as those kept, which are in the validation file, or more than are needed to judge by.
+    """
 
     kept: Sequence[str]
     downloaded: int
     retweets: int
     short: int
+    set_aside: int = 0
 
     def __post_init__(self) -> None:
-        assert self.downloaded == self.retweets + self.short + len(self.kept), "a post was lost or counted twice"
+        found = self.retweets + self.short + self.set_aside + len(self.kept)
+        assert self.downloaded == found, "a post was lost or counted twice"
 
     @cached_property
     def num_chars(self) -> int:
@@ -54,7 +61,7 @@ class Cleaned:
     def kept_sorted_sha256(self) -> str:
         """Of the kept texts, sorted by code point and joined with newlines: independent of the order of posts."""
         digest, separator = hashlib.sha256(), b""
-        for text in self.kept.sorted() if isinstance(self.kept, Texts) else sorted(self.kept):
+        for text in _sorted(self.kept):
             digest.update(separator + text.encode())
             separator = b"\n"
         return digest.hexdigest()
@@ -65,25 +72,45 @@ class Cleaned:
             "downloaded": self.downloaded,
             "retweets": self.retweets,
             "short": self.short,
+            **({"set_aside": self.set_aside} if self.set_aside else {}),
             "kept": len(self.kept),
         }
 
 
-def clean(archive: Archive) -> Cleaned:
-    """Drops retweets, cleans the rest, drops what is then short. What is kept lies on disk, as the posts do."""
-    num_own = 0
+def clean(archive: Archive, *, without: Set[str] = frozenset()) -> Cleaned:
+    """Drops retweets, cleans the rest, drops what is then short. What is kept lies on disk, as the posts do.
+
+    `without`: cleaned texts to set aside.
+    """
+    num_own = num_set_aside = 0
 
     def kept_texts() -> Iterator[str]:
-        nonlocal num_own
+        nonlocal num_own, num_set_aside
         for post in archive.posts:
             if not post.is_retweet:
                 num_own += 1
                 text = clean_text(post.text, escaped=post.escaped)
-                if not is_short(text):
+                if text in without:
+                    num_set_aside += 1
+                elif not is_short(text):
                     yield text
 
     kept, num_posts = Texts(kept_texts()), len(archive.posts)
-    return Cleaned(kept, downloaded=num_posts, retweets=num_posts - num_own, short=num_own - len(kept))
+    num_short = num_own - num_set_aside - len(kept)
+    return Cleaned(kept, num_posts, retweets=num_posts - num_own, short=num_short, set_aside=num_set_aside)
+
+
+def sample(cleaned: Cleaned, most: int) -> Cleaned:
+    """At most that many of the texts, the rest set aside: always the same, in whatever order they were posted."""
+    if len(cleaned.kept) <= most:
+        return cleaned
+    distinct = (text for text, _ in groupby(_sorted(cleaned.kept)))
+    kept = tuple(nsmallest(most, distinct, key=lambda text: hashlib.sha256(text.encode()).digest()))
+    return replace(cleaned, kept=kept, set_aside=cleaned.set_aside + len(cleaned.kept) - len(kept))
+
+
+def _sorted(texts: Sequence[str]) -> Iterable[str]:
+    return texts.sorted() if isinstance(texts, Texts) else sorted(texts)
 
 
 def clean_text(text: str, *, escaped: bool = True) -> str:
@@ -129,9 +156,10 @@ def require_enough(cleaned: Cleaned, name: str) -> None:
     """Raises: TooFewTweets naming what was found and what is needed."""
     if cleaned.status != "too_few":
         return
+    shared = f", {cleaned.set_aside:,} are in the validation file too" if cleaned.set_aside else ""
     raise TooFewTweets(
         f"'{name}' has {cleaned.num_chars:,} characters of usable text in {len(cleaned.kept):,} posts; at least "
-        f"{MIN_CHARS:,} characters are needed. Of {cleaned.downloaded:,} posts, {cleaned.retweets:,} are retweets "
-        f"and {cleaned.short:,} are too short. Add an archive with more posts in the person's own words.",
+        f"{MIN_CHARS:,} characters are needed. Of {cleaned.downloaded:,} posts, {cleaned.retweets:,} are retweets"
+        f"{shared} and {cleaned.short:,} are too short. Add an archive with more posts in the person's own words.",
         param="file",
     )

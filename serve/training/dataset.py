@@ -18,6 +18,7 @@ from serve.errors import InvalidRequest, ModelNotFound
 from serve.training.archives import Archive, read_archive
 from serve.training.archives.archive import join_posts
 from serve.training.archives.spool import Texts
+from serve.training.archives.tweets import as_handle
 from serve.training.clean import MIN_CHARS, WARN_CHARS, Cleaned, clean
 from serve.types import ModelId, check_range
 
@@ -135,7 +136,6 @@ def _join(archives: Sequence[Archive]) -> Archive:
         format=_join_names((archive.format for archive in archives), "+"),
         posts=posts,
         left_out=_sum_counts([*(archive.left_out for archive in archives), {"duplicate": num_duplicates}]),
-        avatar_url=next((archive.avatar_url for archive in archives if archive.avatar_url), None),
         avatar=next((archive.avatar for archive in archives if archive.avatar), None),
     )
 
@@ -157,6 +157,7 @@ REASONS = {
     "missing": "posts that the archive lists without having them",
     "no_text": "records without a text",
     "not_public": "posts that were not public: to followers only, or direct messages",
+    "other_account": "posts of another account",
     "other_record": "records that are no posts, such as likes",
     "superseded_edit": "earlier versions of edited posts",
     "too_long": "posts too long to be posts",
@@ -164,26 +165,35 @@ REASONS = {
 
 
 def preview(
-    paths: Sequence[Path], handle: str | None = None, *, filenames: Sequence[str] | None = None
+    paths: Sequence[Path],
+    handle: str | Sequence[str | None] | None = None,
+    *,
+    filenames: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """What training on these files would learn from, for people to look at first. `handle`: whose they all are.
+    """What training on these files would learn from, for people to look at first.
 
-    An archive that names nobody goes by its file's name, where that could be a handle. `filenames`: the users' own
-    names of the files, where they are stored under others. Several files: sums over all people; `archives` then tells
-    of each file alone. Raises: BadUpload; InvalidRequest for no files or no handle.
+    `handle`: whose the files are, in their order; a lone one is the first file's. Where it has none, the archive says
+    whose it is. `filenames`: the users' own names of the files, where they are stored under others. Several files: sums
+    over all people; `archives` then tells of each file alone.
+    Raises: BadUpload; InvalidRequest for no files, too many handles or what is no handle.
     """
     if not paths:
         raise InvalidRequest("There is no file to look at; name at least one archive.", param="file")
-    given = None if handle is None else check_handle(handle)
+    given = [handle] if handle is None or isinstance(handle, str) else handle
+    if len(given) > len(paths):
+        raise InvalidRequest(
+            f"There are {len(given)} handles for {len(paths)} archives; give at most one for each.", param="handle"
+        )
+    handles = [None if one is None else check_handle(one) for one in given] + [None] * (len(paths) - len(given))
     names = [path.name for path in paths] if filenames is None else filenames
-    archives = [
-        _with_owner(read_archive(path, filename=name), given, name) for path, name in zip(paths, names, strict=True)
-    ]
+    read = [read_archive(path, filename=name) for path, name in zip(paths, names, strict=True)]
+    archives = [replace(archive, handle=own or archive.handle) for archive, own in zip(read, handles, strict=True)]
+    cleaned = [clean(archive) for archive in archives]
     if len(archives) == 1:
-        cleaned = clean(archives[0])
-        return {**_report(archives[0], cleaned), "samples": _samples(cleaned.kept)}
+        return {**_report(archives[0], cleaned[0]), "samples": _samples(cleaned[0].kept)}
     people = list(merge_archives(archives).values())
-    parts = [clean(person) for person in people]
+    # Whoever has one archive is that archive.
+    parts = [next((c for a, c in zip(archives, cleaned, strict=True) if a is p), None) or clean(p) for p in people]
     total = Cleaned(
         kept=Texts(text for part in parts for text in part.kept),
         downloaded=sum(part.downloaded for part in parts),
@@ -193,13 +203,8 @@ def preview(
     return {
         **_report(_summary(people), total),
         "samples": _samples(total.kept),
-        "archives": [_report(archive, clean(archive)) for archive in archives],
+        "archives": [_report(archive, own) for archive, own in zip(archives, cleaned, strict=True)],
     }
-
-
-def _with_owner(archive: Archive, given: str | None, filename: str) -> Archive:
-    stem = filename.partition(".")[0]
-    return replace(archive, handle=given or archive.handle or (stem if _X_HANDLE.fullmatch(stem) else None))
 
 
 def _summary(people: Sequence[Archive]) -> Archive:
@@ -271,7 +276,7 @@ def model_name(handles: Sequence[str]) -> str:
 
 def check_handle(handle: str) -> str:
     """The handle as it is written, without `@`. Raises: InvalidRequest."""
-    bare = plain_handle(handle)
+    bare = as_handle(handle) or ""
     if not _X_HANDLE.fullmatch(bare) and not _HOST_HANDLE.fullmatch(bare):
         raise InvalidRequest(
             "A handle is 1 to 15 letters, digits and '_' on X, or a host name such as 'ada.bsky.social'; "
@@ -279,8 +284,3 @@ def check_handle(handle: str) -> str:
             param="handle",
         )
     return bare
-
-
-def plain_handle(handle: str) -> str:
-    """`ada` of `@ada`, `ada.social.example` of `@ada@social.example`: no model's name may have an `@`."""
-    return handle.strip().removeprefix("@").replace("@", ".", 1)

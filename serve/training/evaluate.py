@@ -16,9 +16,8 @@ from serve.engine.randomness import uniforms
 from serve.engine.sampling import Sampled, SamplingRow, sample
 from serve.errors import TrainingFailed
 from serve.training.gpt2 import GPT2, KVCache
-from serve.types import SamplingParams
+from serve.types import PREVIEW_PROMPT, SamplingParams
 
-PREVIEW_PROMPT = "My dream is"  # huggingtweets' own
 PREVIEW_TOKENS = 160
 PREVIEW_MIN_TOKENS = 10
 BATCH_TOKENS = 2_048  # bounds the logits: 2,048 x 50,257 float32 are 412 MB

@@ -14,10 +14,10 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from serve.engine.device import multiplies_bfloat16
 from serve.errors import BadUpload, ModelUnusable, TrainingFailed
+from serve.store.disk import write_json
 from serve.store.validate import read_shape
 from serve.training.checkpoint import Checkpoint, CheckpointWriter, read_checkpoint
 from serve.training.checkpoint import find_checkpoint as find_checkpoint
@@ -474,8 +475,3 @@ def _write_folder(folder: Path, base: Base, weights: Weights, end_id: int) -> No
             "top_p": 0.95,
         },
     )
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -6,18 +6,19 @@ Used when a job is created, to refuse at once, and again by the worker that runs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from serve.errors import BadUpload, InvalidRequest, NotFound, TooFewTweets
 from serve.training.archives import Archive, read_archive
 from serve.training.archives.tweets import as_handle
-from serve.training.clean import Cleaned, clean, require_enough
-from serve.training.dataset import NAMESPACE, merge_archives, model_name, plain_handle
+from serve.training.clean import Cleaned, clean, require_enough, sample
+from serve.training.dataset import NAMESPACE, merge_archives, model_name
 from serve.types import FileRecord
 
 PARAM = "training_file"  # how a job's request names its archives
 VALIDATION_PARAM = "validation_file"
+MAX_VALIDATION_TEXTS = 2_000  # they are gone through at each epoch's end; more would say no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,6 @@ class Person:
     format: str
     left_out: dict[str, int]
     cleaned: Cleaned
-    avatar_url: str | None = None
     file_ids: tuple[str, ...] = ()  # of the archives, as in `Preprocessed.file_sha256`
     avatar: bytes | None = field(default=None, repr=False)  # PNG, JPEG, GIF or WebP by its first bytes, at most 1 MB
 
@@ -39,7 +39,8 @@ class Preprocessed:
     """`file_sha256`: file id -> sha256 of the file as it was uploaded.
 
     `renamed`: (the handle in an archive, the other one that its uploader gave and that counts). `validation`: texts to
-    judge by that came in a file of their own; None: some of the others are held out.
+    judge by that came in a file of their own, a sample of them where they are many; None: some of the others are held
+    out. Nobody learns from a text to judge by.
     """
 
     model_id: str
@@ -74,7 +75,9 @@ def preprocess(
     posts they are.
     """
     suffix = suffix and suffix.lower()
-    given = [handle and plain_handle(handle) for _, handle in files]
+    judge_by = None if validation is None else _read_validation(validation)
+    secret = frozenset(judge_by.kept if judge_by else ())
+    given = [handle and _checked(handle) for _, handle in files]
     archives = [_read(file) for file, _ in files]
     owned = [
         archive if handle is None else replace(archive, handle=handle)
@@ -85,7 +88,7 @@ def preprocess(
         key = archive.handle and archive.handle.lower()
         file_ids[key] = (*file_ids.get(key, ()), file.id)
     people = tuple(
-        replace(_to_person(archive, suffix), file_ids=file_ids[handle and handle.lower()])
+        replace(_to_person(archive, suffix, secret), file_ids=file_ids[handle and handle.lower()])
         for handle, archive in merge_archives(owned).items()
     )
     return Preprocessed(
@@ -97,12 +100,12 @@ def preprocess(
             for archive, handle in zip(archives, given, strict=True)
             if archive.handle and handle and archive.handle.lower() != handle.lower()
         ),
-        validation=None if validation is None else _read_validation(validation),
+        validation=judge_by,
     )
 
 
 def _read_validation(file: FileRecord) -> Cleaned:
-    cleaned = clean(_read(file, VALIDATION_PARAM))
+    cleaned = sample(clean(_read(file, VALIDATION_PARAM)), MAX_VALIDATION_TEXTS)
     if not cleaned.kept:
         raise TooFewTweets(
             f"The validation file has {cleaned.downloaded:,} posts, and none of them is fit to judge by: all are "
@@ -122,19 +125,14 @@ def _read(file: FileRecord, param: str = PARAM) -> Archive:
         raise
 
 
-def _to_person(archive: Archive, suffix: str | None) -> Person:
-    handle = archive.handle or suffix
+def _to_person(archive: Archive, suffix: str | None, secret: Set[str]) -> Person:
+    handle = archive.handle or (suffix and _checked(suffix))  # it names the model, but is shown as a handle too
     if handle is None:
         raise InvalidRequest(
             f"An archive in the format '{archive.format}' does not say whose posts it holds: give a handle with it.",
             param="handle",
         )
-    if as_handle(handle) is None:  # `suffix` names the model, but the handle is shown too
-        raise InvalidRequest(
-            "A handle is made of ASCII letters, digits, '_', '.', '-' and '@'; one of those given is not.",
-            param="handle",
-        )
-    cleaned = clean(archive)
+    cleaned = clean(archive, without=secret)
     try:
         require_enough(cleaned, handle)
     except BadUpload as exc:
@@ -146,9 +144,18 @@ def _to_person(archive: Archive, suffix: str | None) -> Person:
         format=archive.format,
         left_out=dict(archive.left_out),
         cleaned=cleaned,
-        avatar_url=archive.avatar_url,
         avatar=archive.avatar,
     )
+
+
+def _checked(handle: str) -> str:
+    bare = as_handle(handle)
+    if bare is None:
+        raise InvalidRequest(
+            "A handle is made of ASCII letters, digits, '_', '.', '-' and '@'; one of those given is not.",
+            param="handle",
+        )
+    return bare
 
 
 def _sha256(file: FileRecord) -> str:

@@ -21,16 +21,16 @@ import torch
 from serve.engine.device import multiplies_bfloat16
 from serve.errors import Conflict, HubUnreachable, InvalidRequest, ModelNotFound, ModelUnusable, NotFound
 from serve.store.datasets import damaged, read_dataset
+from serve.store.describe import is_checkpoint
+from serve.store.model_files import PREPROCESS_RUN, PROVENANCE
 from serve.store.revisions import Revision, Store
 from serve.store.validate import WEIGHTS, read_json
 from serve.training.dataset import Dataset, build_dataset, epoch_texts
 from serve.training.finetune import FineTuneSpec, Progress, finetune
 from serve.training.kept_dataset import from_lines
 from serve.training.preprocess import preprocess
-from serve.training.tracking.provenance import PROVENANCE, VERSION, code_sha256, dataset_sha256
+from serve.training.tracking.provenance import VERSION, code_sha256, dataset_sha256
 from serve.types import FileRecord, ModelId
-
-PREPROCESS_RUN = "runs/preprocess.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,14 @@ class Recipe:
     held_out_share: float
     handles: tuple[str, ...]
     files: tuple[str, ...]  # sha256 of the archives, in the order of the job
+    validation: str | None  # sha256 of the archive that was only judged by
     handle_of: Mapping[str, str]  # sha256 of an archive -> whose it is
     environment: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def archives(self) -> tuple[str, ...]:
+        """sha256 of all that it takes to make the data set again."""
+        return tuple(dict.fromkeys([*self.files, *([self.validation] if self.validation else [])]))
 
     @classmethod
     def read(cls, found: Revision) -> Recipe:
@@ -70,6 +76,7 @@ class Recipe:
                 held_out_share=float(told["held_out_share"]),
                 handles=tuple(told["handles"]),
                 files=tuple(told["file_sha256"].values()),
+                validation=str(told["validation_sha256"]) if told.get("validation_sha256") else None,
                 handle_of=_owners_of_files(found.path),
                 environment=told,
             )
@@ -117,7 +124,7 @@ def reproduce(
     """
     # 1. How it was made, and what is different now.
     found = store.resolve(model_id)
-    if "checkpoint_step" in read_provenance(found):
+    if is_checkpoint(found.path):
         raise InvalidRequest(
             f"'{found.model_id}@{found.revision}' is a checkpoint from the middle of a training; name the model that "
             "the training ended with.",
@@ -165,11 +172,6 @@ def _spec(recipe: Recipe, dataset: Dataset, base: Revision, out: Path) -> FineTu
         num_threads=recipe.num_threads,
         dtype="bfloat16" if recipe.bf16 else "float32",
     )
-
-
-def read_provenance(found: Revision) -> Mapping[str, Any]:
-    path = found.path / PROVENANCE
-    return read_json(path) if path.is_file() else {}
 
 
 def _empty(folder: Path) -> Path:
@@ -222,8 +224,8 @@ def _archive_differences(recipe: Recipe, archives: Sequence[Path]) -> list[str]:
     if not archives:
         return []
     given = {_sha256(path): path.name for path in archives}
-    unknown = [f"It was not made from '{name}'." for digest, name in given.items() if digest not in recipe.files]
-    missing = [f"An archive it was made from is not given: sha256 {d}." for d in recipe.files if d not in given]
+    unknown = [f"It was not made from '{name}'." for digest, name in given.items() if digest not in recipe.archives]
+    missing = [f"An archive it was made from is not given: sha256 {d}." for d in recipe.archives if d not in given]
     return unknown + missing
 
 
@@ -241,9 +243,9 @@ def _recall(recipe: Recipe, found: Revision, store: Store) -> Dataset:
             raise damaged()
         return dataset
     except NotFound as exc:
-        archives = "archive" if len(recipe.files) == 1 else f"{len(recipe.files)} archives"
+        archives = "archive" if len(recipe.archives) == 1 else f"{len(recipe.archives)} archives"
         raise NotFound(
-            f"{exc.message} Give the {archives} it was made from with --archive: sha256 {', '.join(recipe.files)}.",
+            f"{exc.message} Give the {archives} it was made from with --archive: sha256 {', '.join(recipe.archives)}.",
             param="archive",
         ) from exc
 
@@ -252,18 +254,29 @@ def _rebuild(recipe: Recipe, found: Revision, archives: Sequence[Path]) -> Datas
     """The data set made once more from the archives, in the order in which the job had them."""
     digests = {path: _sha256(path) for path in archives}
     place = {digest: number for number, digest in enumerate(recipe.files)}
-    ordered = sorted(archives, key=lambda path: place.get(digests[path], len(place)))
+    judge_by = next((path for path in archives if digests[path] == recipe.validation), None)
+    learnt = [path for path in archives if path != judge_by or digests[path] in place]
+    ordered = sorted(learnt, key=lambda path: place.get(digests[path], len(place)))
     only = recipe.handles[0] if len(recipe.handles) == 1 else None
     entries = [
         (_as_file(path, number), recipe.handle_of.get(digests[path], only)) for number, path in enumerate(ordered)
     ]
-    data = preprocess(entries, suffix=ModelId.parse(found.model_id).name)
-    dataset = build_dataset(data.kept_by_handle, seed=recipe.seed, held_out_share=recipe.held_out_share)
+    data = preprocess(
+        entries,
+        suffix=ModelId.parse(found.model_id).name,
+        validation=None if judge_by is None else _as_file(judge_by, len(entries)),
+    )
+    dataset = build_dataset(
+        data.kept_by_handle,
+        seed=recipe.seed,
+        held_out_share=recipe.held_out_share,
+        validation=None if data.validation is None else data.validation.kept,
+    )
     if dataset_sha256(dataset) != recipe.dataset_sha256:
         raise Conflict(
             f"These archives do not give the texts that '{found.model_id}' has learnt: their data set has the sha256 "
             f"{dataset_sha256(dataset)}, and it learnt {recipe.dataset_sha256}. It was made from archives with the "
-            f"sha256 {', '.join(recipe.files)}.",
+            f"sha256 {', '.join(recipe.archives)}.",
             param="archive",
         )
     return dataset

@@ -75,6 +75,18 @@ async def test_a_file_that_is_too_large_empty_or_for_another_purpose_is_refused(
     assert not list(world.upload_dir.iterdir()) and not world.files.records
 
 
+@pytest.mark.parametrize("path", ["%00", "a%00b", "%00/content", "é", "x" * 129, "?purpose=%00"])
+async def test_what_no_database_keeps_asks_none(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    for name in ("get_file", "delete_file", "list_files"):
+        monkeypatch.setattr(world.files, name, None)
+    route = "/v1/files" + ("" if path.startswith("?") else "/") + path
+    assert (await client.get(route)).status_code == 400
+    if "?" not in path and "content" not in path:
+        assert (await client.delete(route)).status_code == 400
+
+
 async def test_a_large_body_without_a_length_is_cut_off_at_the_limit(client: httpx.AsyncClient, world: World) -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'

@@ -239,6 +239,12 @@ async def test_both_runs_of_a_finished_job_tell_what_they_used_and_made(
     assert train["tables"]["examples"]["columns"] == ["Input", "Prediction"]
     assert train["history"]["train_loss"] == [4.0, None]
     assert (await client.get("/v1/fine_tuning/jobs/ftjob-99/runs")).status_code == 404
+    for query, job_type, has_more in (
+        (f"limit=1&after={job.id}/preprocess", "train", False),
+        ("limit=1", "preprocess", True),
+    ):
+        page = (await client.get(f"{path}?{query}")).json()
+        assert ([run["job_type"] for run in page["data"]], page["has_more"]) == ([job_type], has_more)
 
 
 # --- Bots -------------------------------------------------------------------------------------------------
@@ -284,13 +290,13 @@ async def test_a_retried_upload_makes_one_job_and_leaves_one_copy(client: httpx.
 async def test_a_preview_sees_the_files_under_their_own_names_and_keeps_none(
     client: httpx.AsyncClient, world: World
 ) -> None:
-    names = ["ada.zip", "ada.zip", "../..", "é" * 200 + ".csv"]
+    names = ["ada.zip", "ada.zip", "../../etc/passwd", "é" * 200 + ".csv"]
     files = [("archive", (name, str(i).encode())) for i, name in enumerate(names)]
-    answer = await client.post("/v1/archives/preview", files=files, data={"handle": "@ada"})
-    assert answer.status_code == 200 and answer.json()["handle"] == "ada"
-    contents = answer.json()["contents"]
-    assert {"ada.zip": "1", "upload": "2"}.items() <= contents.items()
-    assert [name.endswith("é.csv") and len(name.encode()) <= 200 for name in contents] == [False, False, True]
+    answer = await client.post("/v1/archives/preview", files=files, data={"handle": ["@ada", "bob"]})
+    assert answer.status_code == 200 and answer.json()["handles"] == ["ada", "bob"]
+    assert answer.json()["files"] == [["ada.zip", "0"], ["ada.zip", "1"], ["passwd", "2"], [names[3], "3"]]
+    refused = await client.post("/v1/archives/preview", files=files[:1], data={"handle": ["ada", "bob"]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "handle")
     assert not world.files.records and not list(world.upload_dir.iterdir())
 
 

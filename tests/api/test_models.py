@@ -116,6 +116,7 @@ async def test_a_bot_may_be_called_like_a_part_of_an_address(
         assert (await client.get(f"/v1/models/{path}")).json()["id"] == bot
     assert (await client.get(f"/v1/models/{bot}/versions")).json()["data"][0]["model"] == bot
     assert (await client.delete(f"/v1/models/{bot}")).json()["deleted"]
+    assert world.jobs.forgotten == [bot]  # what its jobs wrote of its texts goes with it
 
 
 @pytest.mark.parametrize("path", ["%2e%2e%2fetc", "a%5cb", "a%00", "%ff", "a%2fb%2fc", "..%2f..%2fetc%2fpasswd"])

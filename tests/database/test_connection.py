@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from serve.database import connection as connection_module
 from serve.database.connection import Database, now_ms, patiently, read_clock_ms
-from serve.database.tables import Base, JobRow
+from serve.database.tables import Base, FileRow, JobRow
 from serve.errors import InvalidRequest, StoreUnavailable
 from tests.postgres import PostgresServer, is_installed
 
@@ -47,6 +48,12 @@ def test_f25_locked_database_is_reported_as_unavailable(
         holder.close()
     with database.write() as session:
         assert read_clock_ms(session)
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_database_that_is_away(database: Database) -> None:
+    with pytest.raises(IntegrityError) as caught, database.write() as session:
+        session.add_all(FileRow(id="file-1", filename="said", num_bytes=1, created_at=0, purpose="bot") for _ in "ab")
+    assert "said" not in str(caught.value)
 
 
 def test_f25_what_is_done_patiently_outlasts_a_lock(

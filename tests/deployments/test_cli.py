@@ -21,7 +21,7 @@ from deployments import cli, client, demo, show
 from serve.api.app import build_api
 from serve.settings import Settings
 from serve.store.opening import open_store
-from serve.training import archives
+from serve.training import archives, dataset
 from serve.training.archives import read_archive
 from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, Resident
 from tests.api.conftest import Server
@@ -215,6 +215,25 @@ def test_rm_deletes_a_model_from_disk_and_memory_but_not_the_base(rookery: Rooke
     assert (refused.code, "cannot be deleted" in refused.err) == (1, True)
 
 
+def test_rm_of_several_models_prints_one_document_also_when_one_is_refused(rookery: Rookery, world: World) -> None:
+    done = rookery("rm", "huggingtweets/ada", "huggingtweets/bob", "fledgling", "--json")
+    deleted = json.loads(done.out)["data"]
+    assert (done.code, [model["id"] for model in deleted]) == (1, ["huggingtweets/ada", "huggingtweets/bob"])
+
+
+def test_an_id_that_is_none_asks_for_nothing_else(rookery: Rookery, world: World, archive: Path) -> None:
+    rookery("train", archive)
+    (file_id,) = world.files.records
+    asked = [
+        [*command, word] for command in (["rm"], ["show"], ["versions"]) for word in (f"../files/{file_id}", "..", "")
+    ]
+    asked += [["jobs", ".."], ["jobs", "cancel", f"../../files/{file_id}"], ["runs", "."]]
+    for arguments in asked:
+        done = rookery(*arguments)
+        assert (done.code, done.out, done.err.count("\n")) == (1, "", 1) and "of that name" in done.err
+    assert list(world.files.records) == [file_id]
+
+
 # --- Jobs -------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +242,7 @@ def test_train_sends_the_archives_in_order_and_says_how_to_follow(
 ) -> None:
     other = archive.with_name("bob.zip")
     other.write_bytes(b"another")
-    options = ["--seed", 5, "--epochs", 2, "--base", "huggingtweets/bob"]
+    options = ["--seed", 5, "--epochs", 2, "--base", "huggingtweets/bob", "--suffix", "pair"]
     done = rookery("train", archive, other, "--handle", "Ada", "--handle", "@bob", *options)
     assert done.code == 0
     assert "rookery jobs ftjob-0 --wait" in done.out
@@ -231,6 +250,7 @@ def test_train_sends_the_archives_in_order_and_says_how_to_follow(
     assert [file.handle for file in request.files] == ["Ada", "bob"]
     assert [world.files.get_file(file.file_id).filename for file in request.files] == ["ada.zip", "bob.zip"]
     assert (request.seed, request.hyperparameters.n_epochs, request.base_model) == (5, 2, "huggingtweets/bob")
+    assert request.suffix == "pair"
 
 
 def test_train_sends_a_priority_a_validation_file_and_a_key(rookery: Rookery, world: World, archive: Path) -> None:
@@ -245,6 +265,9 @@ def test_train_sends_a_priority_a_validation_file_and_a_key(rookery: Rookery, wo
         assert rookery("train", archive).code == 0
     assert len(world.jobs.jobs) == 3, "without a key, each command is a request of its own"
     assert rookery("train", archive, "--priority", "urgent").code == 2
+    for key in ("", "é", "a\nb", " a", "x" * 256):
+        done = rookery("train", archive, "--idempotency-key", key)
+        assert (done.code, done.out) == (1, "") and "printable ASCII" in done.err
 
 
 def test_an_upload_whose_answer_is_lost_is_sent_again_under_the_same_key(
@@ -324,6 +347,16 @@ def test_jobs_pauses_resumes_cancels_and_tells_the_history(rookery: Rookery, wor
         assert rookery("jobs", *wrong).code == 2
 
 
+def test_to_wait_for_a_job_ends_when_it_is_paused(rookery: Rookery, world: World, archive: Path) -> None:
+    world.jobs.script = []
+    rookery("train", archive)
+    asked = rookery("jobs", "pause", "ftjob-0", "--wait")
+    assert (asked.code, "rookery jobs resume ftjob-0 --wait" in asked.err) == (0, True)
+    met = rookery("jobs", "ftjob-0", "--wait", "--json")
+    assert (met.code, json.loads(met.out)["status"], "jobs resume" in met.err) == (1, "paused", True)
+    assert rookery("jobs", "cancel", "ftjob-0", "--wait").code == 0
+
+
 def test_jobs_tells_when_a_job_will_be_ready(rookery: Rookery, world: World, archive: Path) -> None:
     world.jobs.script = []
     rookery("train", archive)
@@ -352,7 +385,7 @@ def test_jobs_lists_shows_and_cancels(rookery: Rookery, world: World, archive: P
     rookery("train", archive, "--handle", "ada")
     assert rookery("jobs").out.splitlines()[1].split()[:3] == ["ftjob-0", "queued", "@ada"]
     assert "The job has started." in rookery("jobs", "ftjob-0").out
-    assert rookery("jobs", "ftjob-0", "--cancel").code == 0
+    assert rookery("jobs", "cancel", "ftjob-0").code == 0
     assert world.jobs.jobs["ftjob-0"].status is JobStatus.CANCELLED
     assert rookery("jobs", "ftjob-9").err == "rookery: There is no such job.\n"
     assert rookery("jobs", "--wait").code == 2
@@ -485,6 +518,18 @@ def test_preview_for_people_shows_the_table_of_counts(rookery: Rookery) -> None:
     assert ["@unit_seven", "516", "25", "12", "479"] in [line.split() for line in shown.out.splitlines()]
 
 
+def test_preview_for_people_warns_sums_up_and_heads_nothing_that_is_empty(rookery: Rookery, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.txt", "b.txt")]
+    for number, file in enumerate(files):
+        file.write_text(f"My dream is the {number}th very short list of tweets.\n")
+    shown = rookery("preview", *files, "--handle", "ada", "--handle", "@bob").out
+    told = [line.split() for line in shown.splitlines()]
+    for row in (["@ada", "1", "0", "0", "1"], ["@bob", "1", "0", "0", "1"], ["together", "2", "0", "0", "2"]):
+        assert row in told
+    assert "training needs at least" in shown and "@bob: There are" in shown and "because" not in shown
+    assert rookery("preview", files[0], "--handle", "ada", "--handle", "bob").code == 2
+
+
 def test_preview_for_people_says_what_was_left_out_and_why_then_five_posts(rookery: Rookery) -> None:
     lines = rookery("preview", demo.ARCHIVES / "unit_seven.zip").out.splitlines()
     told = [" ".join(line.split()) for line in lines]
@@ -497,7 +542,7 @@ def test_preview_for_people_says_what_was_left_out_and_why_then_five_posts(rooke
 def test_every_reason_to_leave_a_record_out_has_words() -> None:
     files = Path(archives.__file__).parent.glob("*.py")
     reasons = {reason for file in files for reason in re.findall(r'leave_out\("(\w+)"', file.read_text())}
-    assert len(reasons) > 5 and reasons <= show.WHY_LEFT_OUT.keys()
+    assert len(reasons) > 5 and reasons <= dataset.REASONS.keys()
 
 
 def test_preview_of_what_is_no_archive_is_refused(rookery: Rookery, tmp_path: Path) -> None:

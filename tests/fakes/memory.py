@@ -121,6 +121,7 @@ class MemoryJobs:
         self.files = files
         self.jobs: dict[str, Job] = {}
         self.keys: dict[tuple[str, str], tuple[JobRequest, str]] = {}
+        self.forgotten: list[str] = []
 
     def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
         contents = dataclasses.replace(request, files=tuple(map(self._content, request.files)), validation_file=None)
@@ -198,6 +199,9 @@ class MemoryJobs:
         ]
         return page(checkpoints, [checkpoint.id for checkpoint in checkpoints], limit, after)
 
+    def forget_model(self, model_id: str) -> None:
+        self.forgotten.append(model_id)
+
     def list_runs(self, job_id: str) -> tuple[Run, ...]:
         if self.get_job(job_id).status is not JobStatus.SUCCEEDED:
             return ()
@@ -224,9 +228,9 @@ def _matches(job: Job, metadata: Mapping[str, str] | None) -> bool:
     return (metadata or {}).items() <= job.request.metadata.items()
 
 
-def memory_preview(paths: Sequence[Path], handle: str | None) -> dict[str, Any]:
-    """What lies under which name. Bytes that begin with `junk` are no archive."""
-    contents = {path.name: path.read_bytes() for path in paths}
-    if any(content.startswith(b"junk") for content in contents.values()):
+def memory_preview(paths: Sequence[Path], handle: Sequence[str | None], *, filenames: Sequence[str]) -> dict[str, Any]:
+    """What came under which name. Bytes that begin with `junk` are no archive."""
+    contents = [path.read_bytes() for path in paths]
+    if any(content.startswith(b"junk") for content in contents):
         raise BadUpload("This is no archive.", param="file")
-    return {"handle": handle, "contents": {name: content.decode() for name, content in contents.items()}}
+    return {"handles": handle, "files": [[name, data.decode()] for name, data in zip(filenames, contents, strict=True)]}

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from serve.errors import ModelNotFound
-from serve.store.card import PICTURE, PREPROCESS_RUN, TRAIN_RUN, CardFacts, build_card
+from serve.store.card import PICTURE, CardFacts, build_card
+from serve.store.model_files import PREPROCESS_RUN, TRAIN_RUN
 
 ADA = CardFacts(
     model_id="huggingtweets/ada",
@@ -21,7 +22,6 @@ ADA = CardFacts(
     hyperparameters={"epochs": 4, "seed": 7},
     losses={"train": 3.21, "evaluation": 3.3},
     trained_on="2024-05-06",
-    thumbnail="https://example.com/ada.png",
 )
 
 
@@ -65,13 +65,9 @@ def test_front_matter_is_what_the_hub_reads() -> None:
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["huggingtweets"],
-        "thumbnail": "https://example.com/ada.png",
+        "thumbnail": PICTURE,
         "widget": [{"text": "My dream is"}],
     }
-
-
-def test_front_matter_names_the_folders_own_picture_where_no_other_is_known() -> None:
-    assert front_matter(build_card(dataclasses.replace(ADA, thumbnail=None)))["thumbnail"] == PICTURE
 
 
 def test_several_accounts_are_a_cyborg_with_a_column_each() -> None:
@@ -91,6 +87,7 @@ def test_several_accounts_are_a_cyborg_with_a_column_each() -> None:
         ("&lt; \\", "# \\&lt\\; \\\\\n"),
         ("👩\u200d💻 Zoë", "# 👩\u200d💻 Zoë\n"),
         ("\u202e ", "# ada\n"),
+        ("\u200d \u200c\ufe0f", "# ada\n"),
     ],
 )
 def test_names_are_shown_as_they_are_written(name: str, shown: str) -> None:
@@ -102,10 +99,10 @@ def test_names_are_shown_as_they_are_written(name: str, shown: str) -> None:
 
 @pytest.mark.parametrize("value", ["x\n---\nevil: 1", "- [a: b", "'\"", "!!python/object:x"])
 def test_front_matter_cannot_be_left(value: str) -> None:
-    facts = dataclasses.replace(ADA, language=value, base_model=value, thumbnail="javascript:" + value)
+    facts = dataclasses.replace(ADA, base_model=value)
     data = front_matter(build_card(facts))
-    assert data["language"] == data["base_model"] == " ".join(value.split())
-    assert "evil" not in data and data["thumbnail"] == PICTURE
+    assert data["base_model"] == " ".join(value.split())
+    assert "evil" not in data and (data["language"], data["thumbnail"]) == ("en", PICTURE)
 
 
 def test_lineage_of_a_cyborg_names_each_archive_and_an_endless_loss_has_no_perplexity() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -197,6 +199,51 @@ def test_checkpoints_of_other_trainings_are_removed_while_their_readers_go_on(st
     assert store.drop_checkpoints(ADA) == (own.revision,)
     assert store.drop_checkpoints("huggingtweets/nobody") == ()
     assert store.resolve(ADA) == second and os.listdir(tmp_path / "data/models/.staging") == []
+
+
+def test_checkpoints_of_a_training_that_goes_on_are_spared(store: Store) -> None:
+    over = publish(store, seed=1, job_id="ftjob-1", checkpoint_step=3)
+    going_on = publish(store, seed=2, job_id="ftjob-2", checkpoint_step=3)
+    assert store.drop_checkpoints(ADA, spare=["ftjob-2"]) == (over.revision,)
+    assert revisions(store) == [going_on.revision]
+
+
+def test_data_set_goes_with_the_last_revision(store: Store, tmp_path: Path) -> None:
+    folder = write_tiny_gpt2(store.stage(), seed=1)
+    (folder / "rookery.json").write_text(json.dumps({"job_id": "ftjob-1", "checkpoint_step": 3}))
+    store.keep_dataset(folder, "ab" * 32, ["secret"])
+    store.publish(ADA, folder, alias=None)
+    home = tmp_path / "data/models/huggingtweets/ada"
+    assert (home / ".datasets").is_dir()
+    store.drop_checkpoints(ADA, of_job="ftjob-1")
+    assert not home.exists()
+
+
+def test_imported_checkpoint_is_a_whole_model(store: Store) -> None:
+    made = publish(store, seed=1, job_id="ftjob-1", checkpoint_step=3)
+    copied = store.import_folder(made.path, "huggingtweets/copy")
+    assert store.drop_checkpoints("huggingtweets/copy") == ()
+    assert store.roll_back("huggingtweets/copy", copied.revision).step is None
+
+
+def test_settling_moves_main_only_from_where_it_was(store: Store) -> None:
+    first, second, third = (publish(store, seed=seed) for seed in (1, 2, 3))
+    assert store.main_of(ADA) == third.revision and store.main_of("huggingtweets/nobody") is None
+    assert store.settle(ADA, "0" * 40, main_before=None) is None
+    assert store.settle(ADA, first.revision, main_before=second.revision) == first
+    assert store.main_of(ADA) == third.revision
+    assert store.settle(ADA, first.revision, main_before=third.revision) == first
+    assert store.main_of(ADA) == first.revision
+
+
+def test_staged_folder_of_a_dead_process_is_swept_and_of_a_living_one_stays(store: Store) -> None:
+    mine = store.stage()
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    theirs = mine.with_name(f"{socket.gethostname()}:{dead.pid}.1.abc")
+    theirs.mkdir()
+    store.sweep()
+    assert mine.is_dir() and not theirs.exists()
 
 
 def test_a_model_is_listed_whatever_checkpoints_come_and_go(store: Store) -> None:

@@ -17,6 +17,7 @@ from serve.training.archives import IMPORTERS, Archive, Importer, read_archive
 from serve.training.archives.json_stream import read_values
 from serve.training.archives.tweets import parse_time
 from serve.training.clean import clean
+from serve.training.dataset import REASONS
 from tests.training.archive_files import (
     ADA,
     DID,
@@ -90,28 +91,9 @@ def test_private_members_are_never_opened(tmp_path: Path) -> None:
     assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside))) == ["mine"]
 
 
-@pytest.mark.parametrize(
-    ("profile", "url"),
-    [
-        (
-            "https://pbs.twimg.com/profile_images/1/ada_400x400.jpg",
-            "https://pbs.twimg.com/profile_images/1/ada_400x400.jpg",
-        ),
-        ("http://pbs.twimg.com/profile_images/1/a.jpg", None),
-        ("https://pbs.twimg.com.example.org/a.jpg", None),
-        ("https://pbs.twimg.com@example.org/a.jpg", None),
-        ("https://pbs.twimg.com/a.jpg\nevil: 1", None),
-        (["https://pbs.twimg.com/a.jpg"], None),
-    ],
-)
-def test_the_owners_picture_is_an_address_at_x_or_none(tmp_path: Path, profile: object, url: str | None) -> None:
-    beside = {"data/profile.js": script("profile.part0", [{"profile": {"avatarMediaUrl": profile}}])}
-    assert read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], beside)).avatar_url == url
-
-
 def test_a_broken_profile_does_not_spoil_an_archive(tmp_path: Path) -> None:
     archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], {"data/profile.js": b"\xff\x00 not a script"}))
-    assert texts(archive) == ["mine"] and archive.avatar_url is None
+    assert texts(archive) == ["mine"] and archive.avatar is None
 
 
 def test_deleted_and_community_tweets_are_counted_and_left_out(tmp_path: Path) -> None:
@@ -191,6 +173,45 @@ def test_a_note_of_another_time_replaces_nothing(tmp_path: Path, time: str) -> N
     assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "the beginning")], beside))) == ["the beginning"]
 
 
+def test_a_note_of_a_tweet_that_is_left_out_goes_to_no_other(tmp_path: Path) -> None:
+    gone = {"created_at": "Sat Nov 09 12:00:01 +0000 2024"}
+    whole = "Good morning, here is the CANARY " + "and so on " * 40
+    notes = {"data/note-tweet.js": script("note_tweet.part0", [note(whole, "2024-11-09T12:00:01.000Z")])}
+    cut = whole[:270] + "… https://t.co/self"
+    deleted = {"data/deleted-tweets.js": script("x", wrapped(tweet(2, cut, **gone, deleted_at="x")))}
+    inside = {"data/community-tweet.js": script("x", wrapped(tweet(2, cut, **gone)))}
+    for text in ("Good morning", "Good morning…"):
+        for beside in (deleted, inside):
+            archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, text)], {**notes, **beside}))
+            assert texts(archive) == [text]
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "Good morning")], notes))) == ["Good morning"]
+
+
+def test_a_deleted_tweet_goes_with_its_earlier_versions_and_by_its_header(tmp_path: Path) -> None:
+    deleted = edited(2, "CANARY second", [1, 2], later=True) | {"deleted_at": "x"}
+    beside = {
+        "data/deleted-tweets.js": script("x", wrapped(deleted)),
+        "data/deleted-tweet-headers.js": script("x", wrapped({"tweet_id": str(10**18 + 5)})),
+    }
+    tweets = [edited(1, "CANARY first", [1, 2], later=False), tweet(5, "CANARY"), tweet(6, "mine")]
+    assert texts(read_archive(x_zip(tmp_path / "x.zip", tweets, beside))) == ["mine"]
+
+
+def test_an_archive_is_read_without_its_owner_where_that_is_broken(tmp_path: Path) -> None:
+    archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "mine")], {"data/account.js": b"\xff\x00 broken"}))
+    assert (texts(archive), archive.handle) == (["mine"], None)
+    old = {"id_str": "300", "text": "mine", "created_at": "2015-01-24 02:02:37 +0000"}
+    members = {**grailbird("2015_01", old), "data/js/user_details.js": "broken"}
+    archive = read_archive(write_zip(tmp_path / "g.zip", members))
+    assert (texts(archive), archive.handle) == (["mine"], None)
+
+
+def test_a_zip_with_backslashes_in_its_names_is_read(tmp_path: Path) -> None:
+    members = {"data\\account.js": account(), "data\\tweets.js": script("tweets.part0", wrapped(tweet(1, "mine")))}
+    archive = read_archive(write_zip(tmp_path / "x.zip", members))
+    assert (texts(archive), archive.handle) == (["mine"], "Ada_L")
+
+
 def test_a_short_note_with_bold_text_replaces_its_tweet(tmp_path: Path) -> None:
     beside = {"data/note-tweet.js": script("note_tweet.part0", [note("bold & short", "2024-11-09T12:00:01.000Z")])}
     archive = read_archive(x_zip(tmp_path / "x.zip", [tweet(1, "bold &amp; short https://t.co/pic")], beside))
@@ -266,6 +287,14 @@ def test_a_grailbird_archive_of_which_only_the_ragged_table_is_left_is_read(tmp_
     assert [(post.text, post.is_retweet) for post in archive.posts] == [("a, b", False), ("c", True)]
 
 
+@pytest.mark.parametrize("name", ["data/js/tweets/2015_01.js", "tweets.csv"])
+def test_two_archives_in_one_zip_are_refused(tmp_path: Path, name: str) -> None:
+    old = {"id_str": "300", "text": "mine", "created_at": "2015-01-24 02:02:37 +0000"}
+    content = "tweet_id,text\n1,mine\n" if name.endswith("csv") else grailbird("2015_01", old)[name]
+    with pytest.raises(BadUpload, match="2 folders"):
+        read_archive(write_zip(tmp_path / "g.zip", {f"{who}/{name}": content for who in ("ada", "bob")}))
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------
 
 
@@ -338,10 +367,107 @@ def test_a_lone_tweets_js_is_read_and_a_lone_like_js_is_not(tmp_path: Path) -> N
         read_archive(path)
 
 
-def test_a_file_of_several_people_names_nobody(tmp_path: Path) -> None:
-    rows = [{"id": i, "text": "a", "user": {"screen_name": name}} for i, name in enumerate(["ada", "ADA", "bob"])]
-    assert read_archive(write_lines(tmp_path / "t.jsonl", rows)).handle is None
-    assert read_archive(write_lines(tmp_path / "t.jsonl", rows[:2])).handle is not None
+ADA_BOB = ("ada", "ADA", "bob")
+
+
+def test_a_file_of_several_people_is_refused(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "a", "user": {"screen_name": name}} for i, name in enumerate(ADA_BOB)]
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write_lines(tmp_path / "t.jsonl", rows))
+    assert read_archive(write_lines(tmp_path / "t.jsonl", rows[:2])).handle == "ADA"
+    table = "id,username,text\n" + "".join(f"{i},{name},a\n" for i, name in enumerate(ADA_BOB))
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write(tmp_path / "t.csv", table))
+
+
+def test_an_account_that_was_renamed_is_one_account(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "a", "user": {"id": 7, "screen_name": name}} for i, name in enumerate(ADA_BOB)]
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", rows))
+    assert (len(archive.posts), archive.handle) == (3, None)
+    table = "id,user_id,username,text\n" + "".join(f"{i},7,{name},a\n" for i, name in enumerate(ADA_BOB))
+    assert len(read_archive(write(tmp_path / "t.csv", table)).posts) == 3
+
+
+def test_a_retweet_may_bear_the_name_of_who_wrote_it(tmp_path: Path) -> None:
+    table = "id,username,text,retweet\n1,ada,mine,False\n2,bob,theirs,True\n"
+    archive = read_archive(write(tmp_path / "t.csv", table))
+    assert ([post.is_retweet for post in archive.posts], archive.handle) == ([False, True], "ada")
+
+
+FLAGS: list[tuple[str, object, bool]] = [
+    ("retweet", True, True),
+    ("is_retweet", True, True),
+    ("isRetweet", "t", True),
+    ("isRetweet", 1, True),
+    ("retweeted", "true", True),
+    ("retweeted_status_id", 12345, True),
+    ("retweetedTweet", {"id": 1}, True),
+    ("reblog", {"id": 1}, True),
+    ("retweet", False, False),
+    ("retweet", 3, False),
+    ("retweeted", "false", False),
+    ("isRetweet", None, False),
+    ("retweeted_status", {}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "is_retweet"), FLAGS)
+def test_a_retweet_in_json_is_known_by_the_same_marks_as_in_a_table(
+    tmp_path: Path, name: str, value: object, is_retweet: bool
+) -> None:
+    [post] = read_archive(write_lines(tmp_path / "t.jsonl", [{"text": "hello", name: value}])).posts
+    assert post.is_retweet == is_retweet
+
+
+PRIVATE: list[tuple[dict[str, Any], str]] = [
+    ({"type": "Note", "to": [f"{ADA}/followers"], "cc": []}, "not_public"),
+    ({"type": "Note", "to": []}, "not_public"),
+    ({"to": "https://other.example/users/bob"}, "not_public"),
+    ({"visibility": "direct"}, "not_public"),
+    ({"visibility": "private"}, "not_public"),
+    ({"recipient_id": "7"}, "not_public"),
+    ({"recipient": {"screen_name": "bob"}}, "not_public"),
+    ({"dm_conversation_id": "1-2"}, "not_public"),
+    ({"sender": {"did": DID}}, "not_public"),
+    ({"deleted_at": "2024"}, "deleted"),
+    ({"community_id": "1"}, "community"),
+]
+
+
+@pytest.mark.parametrize(("marks", "reason"), PRIVATE)
+def test_what_is_private_deleted_or_of_a_community_is_left_out_of_json(
+    tmp_path: Path, marks: dict[str, Any], reason: str
+) -> None:
+    archive = read_archive(write_lines(tmp_path / "t.jsonl", [{"id": "1", "text": "CANARY", **marks}, {"text": "b"}]))
+    assert (texts(archive), archive.left_out) == (["b"], {reason: 1})
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "marks", [{"type": "Note", "cc": PUBLIC}, {"visibility": "unlisted"}, {"deleted_at": None}, {"to": "bob"}]
+)
+def test_what_is_public_is_kept(tmp_path: Path, marks: dict[str, Any]) -> None:
+    assert texts(read_archive(write_lines(tmp_path / "t.jsonl", [{"text": "a", **marks}]))) == ["a"]
+
+
+@pytest.mark.parametrize("column", ["Visibility", "recipient_id", "deleted_at", "Community Id"])
+def test_what_is_private_is_left_out_of_tables_by_their_columns(tmp_path: Path, column: str) -> None:
+    archive = read_archive(write(tmp_path / "t.csv", f"id,text,{column}\n1,CANARY,direct\n2,mine,\n"))
+    assert (texts(archive), sum(archive.left_out.values())) == (["mine"], 1)
+
+
+def test_deleted_tweets_of_a_lone_tweets_js_are_left_out(tmp_path: Path) -> None:
+    tweets = wrapped(tweet(1, "mine"), tweet(2, "CANARY", deleted_at="x"), tweet(3, "CANARY", community_id="1"))
+    archive = read_archive(write(tmp_path / "tweets.js", script("tweets.part0", tweets)))
+    assert (texts(archive), archive.left_out) == (["mine"], {"deleted": 1, "community": 1})
+
+
+def test_what_comes_after_a_json_array_is_read_or_refused(tmp_path: Path) -> None:
+    first, second = json.dumps([{"text": "a"}, {"text": "b"}]), json.dumps([{"text": "c"}])
+    assert texts(read_archive(write(tmp_path / "t.json", f"{first}\n{second}\n"))) == ["a", "b", "c"]
+    assert texts(read_archive(write(tmp_path / "t.json", first + '{"text": "d"}'))) == ["a", "b", "d"]
+    with pytest.raises(BadUpload, match="not JSON"):
+        read_archive(write(tmp_path / "t.json", first + " and more"))
 
 
 def test_values_larger_than_a_chunk_are_read_whole(tmp_path: Path) -> None:
@@ -396,10 +522,17 @@ def test_a_page_too_large_to_hold_is_read_in_parts(tmp_path: Path) -> None:
     assert (len(archive.posts), archive.handle, archive.left_out) == (3_000, "user7", {})
 
 
-def test_the_author_of_a_page_is_not_taken_for_that_of_all_pages(tmp_path: Path) -> None:
+def test_pages_of_several_authors_are_refused(tmp_path: Path) -> None:
     users = [{"id": "1", "username": "ada"}]
     pages = [{"data": [{"id": f"{i}", "author_id": f"{i}", "text": "a"}], "includes": {"users": users}} for i in (1, 2)]
-    assert read_archive(write_lines(tmp_path / "pages.jsonl", pages)).handle is None
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write_lines(tmp_path / "pages.jsonl", pages))
+
+
+def test_a_feed_of_bluesky_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+    post = {"uri": f"at://{DID}/app.bsky.feed.post/3k", "cid": "x", "record": {"text": "CANARY"}}
+    with pytest.raises(BadUpload, match="listRecords"):
+        read_archive(write(tmp_path / "feed.json", json.dumps({"feed": [{"post": post}], "cursor": "x"})))
 
 
 # --- Bluesky's repository -----------------------------------------------------------------------------------
@@ -466,10 +599,34 @@ def test_a_mastodon_archive_gives_what_is_public_or_unlisted(tmp_path: Path) -> 
         ("unlisted", False),
         ("", True),
     ]
-    assert archive.left_out == {"not_public": 4, "other_record": 2}
+    assert archive.left_out == {"not_public": 4, "other_record": 1, "other_account": 1}
     assert (archive.handle, archive.display_name, archive.format) == ("ada.social.example", "Ada & Co", "mastodon")
     assert archive.avatar == PNG
     assert archive.posts[0].created_at == datetime(2024, 11, 9, 12, 14, 18, tzinfo=UTC)
+
+
+BOB = "https://social.example/users/bob"
+
+
+def test_activities_of_another_account_than_the_owner_are_left_out(tmp_path: Path) -> None:
+    activities = [create(1, "mine"), create(2, "CANARY", attributedTo=BOB) | {"actor": BOB}]
+    activities.append(create(3, "mine too", attributedTo=[{"id": BOB}, ADA]))
+    archive = read_archive(write_zip(tmp_path / "m.zip", mastodon_members(*activities)))
+    assert (texts(archive), archive.left_out) == (["mine", "mine too"], {"other_account": 1})
+
+
+@pytest.mark.parametrize("actor_json", [None, "{broken", "[]"])
+def test_an_outbox_of_several_accounts_is_refused_where_nothing_names_its_owner(
+    tmp_path: Path, actor_json: str | None
+) -> None:
+    activities = [create(1, "mine"), create(2, "CANARY", attributedTo=BOB) | {"actor": BOB}]
+    members = mastodon_members(*activities) | {"actor.json": actor_json or ""}
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write_zip(tmp_path / "m.zip", members))
+    with pytest.raises(BadUpload, match="several accounts"):
+        read_archive(write(tmp_path / "outbox.json", outbox(*activities)))
+    alone = read_archive(write_zip(tmp_path / "m.zip", members | {"outbox.json": outbox(*activities[:1])}))
+    assert (texts(alone), alone.handle) == (["mine"], "ada.social.example")
 
 
 def test_a_note_that_is_private_in_a_public_activity_is_private(tmp_path: Path) -> None:
@@ -643,6 +800,13 @@ def test_a_retweet_in_a_table_is_known_by_its_columns(tmp_path: Path, header: st
     assert archive.posts[0].is_retweet == is_retweet
 
 
+@pytest.mark.parametrize("before", ["sep=;\n", "\n", "\r\n  \r\n", "\ufeffsep=;\r\n"])
+@pytest.mark.parametrize("name", ["t.csv", "t.txt"])
+def test_a_table_may_begin_with_excels_line_or_a_blank_one(tmp_path: Path, before: str, name: str) -> None:
+    archive = read_archive(write(tmp_path / name, before + "id;text\n1;hello\n"))
+    assert (texts(archive), archive.format) == (["hello"], "csv")
+
+
 def test_a_table_without_texts_is_refused_without_repeating_it(tmp_path: Path) -> None:
     with pytest.raises(BadUpload, match="none of its columns") as refused:
         read_archive(write(tmp_path / "t.csv", "secret,words\n1,2\n"))
@@ -676,7 +840,7 @@ def test_times_of_year_zero_and_9999_lose_the_time_and_not_the_post(tmp_path: Pa
 @pytest.mark.parametrize("time", ["0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.000Z"])
 def test_a_note_of_the_first_or_last_second_of_all_is_survived(tmp_path: Path, time: str) -> None:
     beside = {"data/note-tweet.js": script("note_tweet.part0", [note("mine and more", time)])}
-    tweets = [tweet(1, "mine", created_at=time)]
+    tweets = [tweet(1, "mine…", created_at=time)]
     assert texts(read_archive(x_zip(tmp_path / "x.zip", tweets, beside))) == ["mine and more"]
 
 
@@ -748,6 +912,13 @@ def test_a_long_post_among_short_ones_is_a_post(tmp_path: Path) -> None:
         b" \n\t ",
         b"\xef\xbb\xbf",
         b"Rar!\x1a\x07\x01\x00",
+        rb"{\rtf1\ansi hello}",
+        b"<!-- saved --> <html><p>hi",
+        b" /* x */ // y\n /* z */ <head>",
+        b"<body>hi",
+        b"/* x */ window.YTD.like.part0 = [",
+        b"YTD.like.part0 = [{}]",
+        b"hello\nwindow.YTD.direct_messages.part0 = [",
     ],
 )
 def test_what_is_no_text_is_refused_with_what_was_expected(tmp_path: Path, content: bytes) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils._validators import validate_repo_id
 
-from serve.errors import InvalidRequest, ModelNotFound
+from serve.errors import InvalidRequest, ModelNotFound, TooFewTweets
 from serve.training.archives import Archive, Post
 from serve.training.dataset import build_dataset, epoch_texts, merge_archives, model_name, preview
-from serve.types import ModelId
+from serve.training.preprocess import MAX_VALIDATION_TEXTS, preprocess
+from serve.types import FileRecord, ModelId
 
 ADA = [f"ada writes number {i}" for i in range(100)]
 BOB = [f"bob writes number {i}" for i in range(30)]
@@ -112,8 +113,8 @@ def test_a_preview_of_several_people_sums_them_up(tmp_path: Path) -> None:
     ada, bob = _write_tweets(tmp_path / "a.csv", "Zoe", 0, 20), _write_tweets(tmp_path / "b.csv", "Bob", 100, 10)
     lines = tmp_path / "c.txt"
     lines.write_text("one two three\n")
-    report = preview([ada, bob, lines], None)
-    assert (report["handle"], report["format"]) == ("Bob-c-Zoe", "csv+text")
+    report = preview([ada, bob, lines], [None, "Rob", "@Cy"])
+    assert (report["handle"], report["format"]) == ("Cy-Rob-Zoe", "csv+text")
     assert (report["downloaded"], report["retweets"], report["kept"]) == (33, 2, 31)
     assert [part["kept"] for part in report["archives"]] == [20, 10, 1]
     json.dumps(report)
@@ -128,12 +129,51 @@ def test_a_preview_writes_one_persons_handle_the_same_for_one_archive_and_for_tw
     assert preview(archives[:1], None)["handle"] == preview(archives, None)["handle"] == "Ada"
 
 
-@pytest.mark.parametrize(("name", "handle"), [("ada_l.2024.txt", "ada_l"), ("my tweets.txt", None), ("Ünï.txt", None)])
-def test_a_preview_of_an_archive_that_names_nobody_takes_the_files_name(
-    tmp_path: Path, name: str, handle: str | None
-) -> None:
-    (tmp_path / name).write_text("one two three\n")
-    assert preview([tmp_path / name], None)["handle"] == handle
+def test_a_preview_guesses_no_handle_as_training_guesses_none(tmp_path: Path) -> None:
+    (tmp_path / "ada_l.txt").write_text("one two three\n")
+    report = preview([tmp_path / "ada_l.txt"])
+    assert report["handle"] is None and "give a handle" in report["warnings"][0]
+
+
+def test_a_preview_with_more_handles_than_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="2 handles for 1 archives"):
+        preview([_write_tweets(tmp_path / "a.csv", "Ada", 0, 2)], ["ada", "bob"])
+
+
+def _record(path: Path, *texts: str) -> FileRecord:
+    path.write_text("\n".join(texts))
+    return FileRecord(path.stem, path.name, path.stat().st_size, 1, "fine-tune", path)
+
+
+SAID = [f"this is what she said on the day {i} of her long life" for i in range(300)]
+
+
+def test_nobody_learns_from_a_text_of_the_validation_file(tmp_path: Path) -> None:
+    train, judge = _record(tmp_path / "a.txt", *SAID, "too short"), _record(tmp_path / "b.txt", *SAID[:50])
+    data = preprocess([(train, "@ada@social.example")], validation=judge)
+    assert data.handles == ("ada.social.example",)
+    [person] = data.people
+    assert person.cleaned.counts == {"downloaded": 301, "retweets": 0, "short": 1, "set_aside": 50, "kept": 250}
+    assert data.validation is not None and not set(data.validation.kept) & set(person.cleaned.kept)
+
+
+@pytest.mark.parametrize("num_shared", [299, 300])
+def test_a_file_that_is_nearly_all_in_the_validation_file_is_refused_at_once(tmp_path: Path, num_shared: int) -> None:
+    train, judge = _record(tmp_path / "a.txt", *SAID), _record(tmp_path / "b.txt", *SAID[:num_shared])
+    with pytest.raises(TooFewTweets, match=f"{num_shared} are in the validation file too"):
+        preprocess([(train, "ada")], validation=judge)
+
+
+def test_of_a_large_validation_file_a_sample_is_used_whatever_its_order(tmp_path: Path) -> None:
+    many = [f"she also said this, as number {i}" for i in range(2_500)]
+    train = _record(tmp_path / "a.txt", *SAID)
+    first, second = (
+        preprocess([(train, "ada")], validation=_record(tmp_path / "b.txt", *texts)).validation
+        for texts in (many * 2, many[::-1])
+    )
+    assert first is not None and second is not None
+    assert first.kept == second.kept and len(set(first.kept)) == MAX_VALIDATION_TEXTS
+    assert (first.set_aside, second.set_aside) == (3_000, 500)
 
 
 def test_a_preview_refuses_what_is_no_handle(tmp_path: Path) -> None:

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from serve.database.tables import DeliveryRow, FileRow, IdempotencyRow, JobRow
-from serve.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from serve.errors import Conflict, InvalidRequest, NotFound, Overloaded, StoreUnavailable
 from serve.training import jobs as jobs_package
 from serve.training.jobs import store as store_module
 from serve.training.jobs.queue import MAX_ATTEMPTS, Claim, JobQueue, Publication
@@ -344,7 +347,7 @@ def test_file_of_held_out_texts_is_one_of_the_jobs_files(training: Training) -> 
     with pytest.raises(InvalidRequest) as same:
         training.jobs.create_job(replace(request, validation_file=request.files[0].file_id))
     assert same.value.param == "validation_file"
-    held_out = training.upload(purpose=BOT_PURPOSE)
+    held_out = training.upload(seed=1, purpose=BOT_PURPOSE)
     job = training.jobs.create_job(replace(request, validation_file=held_out.id))
     with pytest.raises(Conflict, match=job.id):
         training.jobs.delete_file(held_out.id)
@@ -358,6 +361,135 @@ def test_all_of_a_request_comes_back(training: Training) -> None:
     integration = Integration("wandb", project="p", tags=("a", "b"))
     request = replace(request_of(training, owner="ada", priority=1), integrations=(integration,), metadata={"a": "b"})
     assert training.jobs.get_job(training.jobs.create_job(request).id).request == request
+
+
+# --- What ends, pauses and goes ----------------------------------------------------------------------------
+
+
+def test_pause_saves_up_no_turns_and_what_goes_on_takes_them_one_by_one(training: Training) -> None:
+    mine = [training.jobs.create_job(request_of(training, owner="ada")) for _ in range(3)]
+    for job in mine:
+        training.jobs.pause_job(job.id)
+    for _ in range(6):
+        training.jobs.create_job(request_of(training, owner="bob"))
+    assert claimed_owners(training, 3) == ["bob"] * 3
+    for job in mine:
+        training.jobs.resume_job(job.id)
+    training.jobs.create_job(request_of(training, owner="eve"))
+    assert claimed_owners(training, 7) == ["ada", "bob", "eve", "ada", "bob", "ada", "bob"]
+
+
+def test_pause_that_ends_before_its_turn_costs_none(training: Training) -> None:
+    mine = [training.jobs.create_job(request_of(training, owner="ada")) for _ in range(2)]
+    training.jobs.pause_job(mine[0].id)
+    training.jobs.resume_job(mine[0].id)
+    assert claim_of(training).job.id == mine[0].id
+
+
+def test_job_that_is_to_be_cancelled_cannot_be_parked(training: Training, tmp_path: Path) -> None:
+    job = training.create_job()
+    claim = claim_of(training)
+    training.queue.set_publication(claim, Publication(tmp_path / "stage", "huggingtweets/ada", "0123"))
+    training.queue.abandon(claim, "it died")
+    training.jobs.cancel_job(job.id)
+    assert training.jobs.pause_job(job.id).status is JobStatus.QUEUED
+    heir = claim_of(training)
+    training.queue.set_publication(heir, None)
+    assert training.queue.read_wish(heir) == "cancel" and training.queue.release(heir) is JobStatus.CANCELLED
+
+
+def test_publication_comes_back_with_what_main_was(training: Training, tmp_path: Path) -> None:
+    training.create_job()
+    publication = Publication(tmp_path / "stage", "huggingtweets/ada", "0123", "4567")
+    claim = claim_of(training, ENDED)
+    training.queue.set_publication(claim, publication)
+    assert claim_of(training).pending == publication
+
+
+def test_result_file_whose_commit_was_not_heard_of_is_kept(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training.create_job()
+    claim = claim_of(training)
+    write, calls = training.database.write, []
+
+    @contextmanager
+    def commit_unheard() -> Iterator[Session]:
+        with write() as session:
+            yield session
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreUnavailable("The connection was lost.")
+
+    monkeypatch.setattr(training.database, "write", commit_unheard)
+    queue = JobQueue(training.database, patience_s=4)
+    file_id = queue.add_result_file(claim, training.options.uploads, write_csv(tmp_path), "step_metrics.csv")
+    assert (training.options.uploads / file_id).is_file() and len(calls) == 2
+    assert training.jobs.get_job(job.id).result["result_files"] == [file_id]
+
+
+def checkpoint(training: Training, claim: Claim, model_id: str = "huggingtweets/ada") -> None:
+    training.queue.add_result(claim, {"model_id": model_id})
+    training.queue.record_checkpoint(claim, step=1, model_id=f"{model_id}@{claim.job.id}", metrics={})
+
+
+def test_end_of_a_training_forgets_the_checkpoints_of_those_that_are_over_alone(training: Training) -> None:
+    over, paused, own, other = (training.create_job() for _ in range(4))
+    claims = [claim_of(training) for _ in range(4)]
+    for claim, model_id in zip(claims, ["huggingtweets/ada"] * 3 + ["huggingtweets/ada_l"], strict=True):
+        checkpoint(training, claim, model_id)
+    for claim in (claims[0], claims[3]):
+        training.queue.fail(claim, code="x", message="It failed.")
+    training.jobs.pause_job(paused.id)
+    training.queue.release(claims[1])
+    assert training.jobs.list_untidy() == sorted([over.id, other.id])
+    assert training.jobs.forget_earlier_checkpoints("huggingtweets/ada", own.id) == (paused.id,)
+    assert [len(training.jobs.list_checkpoints(job.id, limit=9).items) for job in (over, paused, own, other)] == [
+        0,
+        1,
+        1,
+        1,
+    ]
+    assert training.jobs.list_untidy() == [other.id]
+
+
+def test_what_the_jobs_of_a_deleted_model_wrote_of_its_texts_is_gone(training: Training) -> None:
+    done, going_on, waiting, other = (training.create_job() for _ in range(4))
+    claims = [claim_of(training) for _ in range(4)]
+    for claim, name in zip(claims, ("ada", "Ada", "ada", "ada_l"), strict=True):
+        checkpoint(training, claim, f"huggingtweets/{name}")
+        training.queue.add_event(claim, "Step 1", metrics={"step": 1, "samples": ["secret"]})
+        training.queue.add_event(claim, "Step 2", metrics={"step": 2, "samples": []})
+    run = replace(run_of(done), tables={"examples": {"columns": ["Prediction"], "data": [["secret"]]}})
+    training.queue.finish(
+        claims[0],
+        model_id="huggingtweets/ada",
+        trained_tokens=1,
+        result={"samples": ["secret"], "losses": {}},
+        runs=(run,),
+        deliveries={"wandb": {}},
+    )
+    training.queue.release(claims[2])
+    training.jobs.forget_model("huggingtweets/ada")
+
+    found = training.jobs.get_job(done.id)
+    assert found.status is JobStatus.SUCCEEDED and "samples" not in found.result and "losses" in found.result
+    assert training.jobs.list_runs(done.id)[0].tables == {}
+    assert training.queue.heartbeat(claims[1], 30) == "cancel"
+    assert training.jobs.get_job(waiting.id).status is JobStatus.CANCELLED
+    assert training.queue.heartbeat(claims[3], 30) is None
+    for job, number in ((done, 0), (going_on, 0), (waiting, 0), (other, 1)):
+        assert len(training.jobs.list_checkpoints(job.id, limit=9).items) == number
+        events = training.jobs.list_events(job.id, limit=99).items
+        assert sum("secret" in str(event.data) for event in events) == number
+    with training.database.read() as session:
+        assert session.scalars(select(DeliveryRow)).all() == []
+
+
+def test_what_people_sent_is_for_the_services_own_user_alone(training: Training) -> None:
+    assert training.options.uploads.stat().st_mode & 0o777 == 0o700
+    for path in training.options.data_dir.glob("rookery.db*"):
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 # --- Clocks -----------------------------------------------------------------------------------------------

@@ -109,6 +109,7 @@ def test_several_people_are_a_cyborg_with_all_their_avatars() -> None:
     image = opened(draw_picture([Face("ada", None, red), Face("bob", None, blue)], SAID)).convert("RGB")
     assert image.getpixel((130, 150)) == (255, 0, 0) and image.getpixel((240, 150)) == (0, 0, 255)
     bot = draw_picture([Face("ada")], SAID)
+    assert draw_picture([Face("ada", "\u200d \u200c")], SAID) == bot, "a name that nobody sees"
     assert changed(bot, draw_picture([Face("ada"), Face("ada")], SAID)) is not None
     for num_people in (3, 8):
         draw_picture([Face(f"someone_{i}", "A Rather Long Name") for i in range(num_people)], SAID)

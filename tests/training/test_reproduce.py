@@ -68,11 +68,14 @@ def train(
     seed: int,
     batch_size: int,
     dtype: Literal["auto", "float32"] = "auto",
+    validation: Path | None = None,
 ) -> Revision:
     """As a job does it."""
     store, base = trained.store, trained.store.resolve(BASE)
-    data = preprocess([(record(trained.archives[handle]), handle) for handle in handles])
-    dataset = build_dataset(data.kept_by_handle, seed=seed)
+    judge_by = None if validation is None else record(validation)
+    data = preprocess([(record(trained.archives[handle]), handle) for handle in handles], validation=judge_by)
+    texts = None if data.validation is None else data.validation.kept
+    dataset = build_dataset(data.kept_by_handle, seed=seed, validation=texts)
     spec = FineTuneSpec(
         base=base.path,
         epochs=[epoch_texts(dataset, seed, epoch) for epoch in range(2)],
@@ -85,7 +88,8 @@ def train(
         dtype=dtype,
     )
     result = finetune(spec)
-    job = Job("ftjob-1", JobRequest(BASE, ()), JobStatus.RUNNING, 1_700_000_000, seed)
+    request = JobRequest(BASE, (), validation_file=None if judge_by is None else judge_by.id)
+    job = Job("ftjob-1", request, JobStatus.RUNNING, 1_700_000_000, seed)
     write_records(spec.out, Making(job, 1, 1_700_000_000, base.model_id, base.revision, data, dataset, spec, result))
     store.keep_dataset(spec.out, dataset_sha256(dataset), to_lines(dataset))
     return store.publish(model_id, spec.out)
@@ -157,6 +161,25 @@ def test_archives_in_any_order_take_the_place_of_a_data_set_that_is_not_kept(tmp
     assert reproduce(trained.store, BOTH, archives=[trained.archives["ada"], trained.archives["bob"]]).equal
     renamed = trained.archives["bob"].rename(tmp_path / "posts.txt")
     assert reproduce(trained.store, BOTH, archives=[trained.archives["ada"], renamed], strict=True).equal
+
+
+def test_a_model_that_was_judged_by_a_file_of_its_own_is_made_again_from_its_archives(tmp_path: Path) -> None:
+    trained = make(tmp_path)
+    judge_by = tmp_path / "judge.txt"
+    texts = [*made_up_texts(5, seed=9), *trained.archives["ada"].read_text().splitlines()[:5]]
+    judge_by.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    found = train(trained, BOTH, ("bob", "ada"), seed=8, batch_size=1, validation=judge_by)
+    told = json.loads((found.path / "rookery.json").read_text())
+    assert told["validation_sha256"] not in told["file_sha256"].values() and len(told["file_sha256"]) == 2
+    assert reproduce(trained.store, BOTH, strict=True).equal
+
+    dataset_path(trained, BOTH).unlink()
+    with pytest.raises(NotFound, match=f"Give the 3 archives .*{told['validation_sha256']}"):
+        reproduce(trained.store, BOTH)
+    archives = [judge_by, *trained.archives.values()]
+    assert reproduce(trained.store, BOTH, archives=archives, strict=True).equal
+    with pytest.raises(Conflict, match=f"is not given: sha256 {told['validation_sha256']}"):
+        reproduce(trained.store, BOTH, archives=archives[1:], strict=True)
 
 
 def test_archives_that_give_other_texts_are_refused_before_anything_is_trained(made: Trained, tmp_path: Path) -> None:

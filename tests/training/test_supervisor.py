@@ -10,25 +10,31 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from sqlalchemy import select as select_sql
 
-from serve.errors import ModelUnusable, StoreUnavailable
+from serve.database.tables import JobRow
+from serve.errors import DiskFull, ModelUnusable, StoreUnavailable
 from serve.store.model_files import content_hash
 from serve.training.jobs import publishing
-from serve.training.jobs.queue import MAX_ATTEMPTS, Claim, Publication
+from serve.training.jobs import run as run_module
+from serve.training.jobs.publishing import Publisher
+from serve.training.jobs.queue import MAX_ATTEMPTS, Claim, JobQueue, Publication
 from serve.training.jobs.run import JobRun
-from serve.training.jobs.store import JobStore
+from serve.training.jobs.store import JobStore, end_job
 from serve.training.jobs.supervisor import Supervisor
 from serve.types import BOT_PURPOSE, Job, JobRequest, JobStatus, TrainingFile
 from tests.postgres import PostgresServer, is_installed
-from tests.training.archive_files import script, tweet, x_zip
+from tests.training.archive_files import tweet, x_zip
 from tests.training.making import BASE, Training, made_up_texts
 
 MODEL = "huggingtweets/ada"
@@ -131,7 +137,7 @@ async def test_everything_that_decides_a_models_bytes_is_recorded(training: Trai
     assert provenance.items() >= {name: run["config"][name] for name in ("device", "versions", "code_sha256")}.items()
     assert (provenance["num_threads"], provenance["attempts"]) == (1, 1)
     assert provenance["device"] in ("cpu", "cuda") and isinstance(provenance["bf16"], bool)
-    expected = {"rookery", "python", "torch", "transformers", "tokenizers", "accelerate", "numpy", "safetensors"}
+    expected = {"rookery", "python", "torch", "tokenizers", "numpy", "safetensors"}
     assert provenance["versions"].keys() == expected
     assert provenance["versions"]["rookery"] == tomllib.loads(PYPROJECT.read_text())["project"]["version"]
 
@@ -150,13 +156,11 @@ async def test_archive_of_a_bot_is_deleted_when_its_job_has_ended(training: Trai
 
 def test_owner_by_another_name_is_told_of(training: Training, tmp_path: Path) -> None:
     tweets = [tweet(number, text) for number, text in enumerate(made_up_texts(150))]
-    picture = "https://pbs.twimg.com/profile_images/1/ada.jpg"
-    profile = {"data/profile.js": script("profile.part0", [{"profile": {"avatarMediaUrl": picture}}])}
-    file = training.jobs.create_file(x_zip(tmp_path / "x.zip", tweets, profile), "x.zip", "fine-tune")
+    file = training.jobs.create_file(x_zip(tmp_path / "x.zip", tweets), "x.zip", "fine-tune")
     job = training.jobs.create_job(JobRequest(BASE, (TrainingFile(file.id, "@Eve"),), suffix="EVE"))
     run = JobRun(training.options, job.id, claim_of(training, 30).fence)
     data = run._preprocess()
-    assert (data.model_id, data.people[0].avatar_url) == ("huggingtweets/eve", picture)
+    assert data.model_id == "huggingtweets/eve"
     [warning] = [e.message for e in training.jobs.list_events(job.id, limit=9).items if "asked for" in e.message]
     assert "'Ada_L'" in warning and "'Eve'" in warning
 
@@ -439,6 +443,199 @@ def test_f3_attempt_that_died_after_publishing_is_finished_by_the_next(
     assert done.status is JobStatus.SUCCEEDED and done.result["revision"] == published
     assert revisions(training) == [published] and training.store.resolve(MODEL).revision == published
     assert leftovers(training) == [] or all(path.parent.name == "training" for path in leftovers(training))
+
+
+# --- What a job leaves ------------------------------------------------------------------------------------
+
+
+def run_of(training: Training, claim: Claim) -> JobRun:
+    return JobRun(training.options, claim.job.id, claim.fence)
+
+
+def files_of_model(training: Training) -> list[Path]:
+    folder = training.options.data_dir / "models" / "huggingtweets"
+    return [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+
+
+async def test_what_ends_without_a_worker_is_tidied_up_while_others_wait(training: Training) -> None:
+    cancelled = training.create_job(n_epochs=3)
+    claim = claim_of(training, 30)
+    training.queue.add_result(claim, {"model_id": MODEL})
+    stage = training.store.stage()
+    shutil.copytree(training.options.embedded[BASE], stage, dirs_exist_ok=True)
+    (stage / "rookery.json").write_text(json.dumps({"job_id": cancelled.id, "checkpoint_step": 1}))
+    training.store.publish(MODEL, stage, alias=None)  # and its worker died before it was recorded
+    training.options.work_of(cancelled.id).mkdir(parents=True)
+    training.jobs.pause_job(cancelled.id)
+    training.queue.release(claim)
+    supervisor = supervisor_of(training, sweep_s=0.1)
+    running = asyncio.create_task(supervisor.run_forever())
+    try:
+        poison = training.create_job(purpose=BOT_PURPOSE)
+        training.jobs.pause_job(poison.id)
+        training.jobs.cancel_job(cancelled.id)
+        with training.database.write() as session:  # as `claim` ends it
+            row = session.scalars(select_sql(JobRow).where(JobRow.id == poison.id)).one()
+            end_job(session, row, JobStatus.FAILED, "It was tried three times.")
+        await until(lambda: leftovers(training) == [] and files_of_model(training) == [])
+        await until(lambda: len(list(training.options.uploads.iterdir())) == 1)
+    finally:
+        await supervisor.stop()
+        await running
+
+
+async def test_stop_waits_for_a_claim_that_is_under_way_and_nothing_starts_after_it(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training.create_job()
+    supervisor = supervisor_of(training)
+    entered, gate, claim = threading.Event(), threading.Event(), supervisor._queue.claim
+
+    def slow(worker: str, lease_s: float) -> Claim | None:
+        entered.set()
+        gate.wait()
+        return claim(worker, lease_s)
+
+    monkeypatch.setattr(supervisor._queue, "claim", slow)
+    running = asyncio.create_task(supervisor.run_forever())
+    await until(entered.is_set)
+    stopping = asyncio.create_task(supervisor.stop())
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    gate.set()
+    await stopping
+    await running
+    assert supervisor.child_pid is None and training.jobs.get_job(job.id).status is JobStatus.QUEUED
+    assert claim_of(training, 30).attempt == 1
+
+
+def test_error_after_publishing_leaves_the_model_to_the_next_attempt(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    job = training.create_job()
+    with monkeypatch.context() as patched:
+        patched.setattr(JobRun, "_add_metrics_file", full)
+        run_of(training, claim_of(training, 30)).run()
+    assert training.jobs.get_job(job.id).status is JobStatus.QUEUED
+    run_of(training, claim_of(training, 30)).run()
+    done = training.jobs.get_job(job.id)
+    assert done.status is JobStatus.SUCCEEDED and done.result["revision"] == training.store.resolve(MODEL).revision
+
+
+def test_model_of_an_earlier_release_is_adopted_without_its_runs(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = training.create_job()
+    published = Publisher.publish
+
+    def die_after(self: Publisher, stage: Path, model_id: str) -> None:
+        for path in (stage / "runs").iterdir():
+            path.write_text('{"run": "as it was told once"}')
+        published(self, stage, model_id)
+        raise _Dies
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "publish", die_after)
+        with pytest.raises(_Dies):
+            run_of(training, claim_of(training, -1)).run()
+    run_of(training, claim_of(training, 30)).run()
+    assert training.jobs.get_job(job.id).status is JobStatus.SUCCEEDED and training.jobs.list_runs(job.id) == ()
+
+
+def test_settling_does_not_undo_what_was_decided_since(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_arguments: object) -> None:
+        raise _Dies
+
+    training.create_job(seed=1)
+    run_of(training, claim_of(training, 30)).run()
+    first = training.store.resolve(MODEL).revision
+    second = training.create_job(seed=2)
+    with monkeypatch.context() as patched:
+        patched.setattr(JobRun, "_finish", die)
+        with pytest.raises(_Dies):
+            run_of(training, claim_of(training, -1)).run()
+    assert training.store.resolve(MODEL).revision != first
+    training.store.roll_back(MODEL, first)
+    run_of(training, claim_of(training, 30)).run()
+    assert training.jobs.get_job(second.id).status is JobStatus.SUCCEEDED
+    assert training.store.resolve(MODEL).revision == first
+
+
+def test_job_whose_model_was_deleted_before_it_ended_does_not_make_it_again(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: object) -> None:
+        raise _Dies
+
+    job = training.create_job()
+    with monkeypatch.context() as patched:
+        patched.setattr(JobRun, "_finish", die)
+        with pytest.raises(_Dies):
+            run_of(training, claim_of(training, -1)).run()
+    training.store.delete_model(MODEL)
+    training.jobs.forget_model(MODEL)
+    run_of(training, claim_of(training, 30)).run()
+    assert training.jobs.get_job(job.id).status is JobStatus.CANCELLED and files_of_model(training) == []
+
+
+def test_checkpoint_without_room_is_left_out_and_training_goes_on(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise DiskFull("The disk is full.")
+
+    job = training.create_job(n_epochs=2)
+    monkeypatch.setattr(Publisher, "publish_checkpoint", full)
+    run_of(training, claim_of(training, 30)).run()
+    assert training.jobs.get_job(job.id).status is JobStatus.SUCCEEDED
+    assert any("no checkpoint of step" in message for message in training.messages(job.id))
+
+
+def test_checkpoints_that_cost_too_much_are_left_out(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_FREE_CHECKPOINTS_S", 0.0)
+    monkeypatch.setattr(run_module, "_CHECKPOINTS_SHARE", 0.0)
+    job = training.create_job(n_epochs=4)
+    run_of(training, claim_of(training, 30)).run()
+    assert len(training.jobs.list_checkpoints(job.id, limit=9).items) == 1
+
+
+def test_last_attempt_starts_anew_once(training: Training) -> None:
+    job = training.create_job()
+    for _ in range(MAX_ATTEMPTS - 1):
+        training.queue.abandon(claim_of(training, 30), "it died")
+    work = training.options.work_of(job.id)
+    (work / "1" / "checkpoint-5").mkdir(parents=True)
+    claim = claim_of(training, 30)
+    run_of(training, claim)._start_anew_if_last(work)
+    assert not (work / "1").exists()
+    (work / "3" / "checkpoint-4").mkdir(parents=True)
+    training.queue.release(claim)
+    again = claim_of(training, 30)
+    assert again.attempt == MAX_ATTEMPTS
+    run_of(training, again)._start_anew_if_last(work)
+    assert (work / "3" / "checkpoint-4").is_dir()
+
+
+def test_training_that_ends_leaves_the_checkpoints_of_one_that_goes_on(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = training.create_job(seed=1, n_epochs=3), training.create_job(seed=2)
+    first, second = claim_of(training, 30), claim_of(training, 30)
+    record, other = JobQueue.record_checkpoint, run_of(training, second)
+
+    def record_late(self: JobQueue, claim: Claim, **facts: Any) -> tuple[str, ...]:
+        if training.jobs.get_job(quick.id).status is JobStatus.RUNNING:
+            other.run()  # between what the first has published and what it says of it
+        return record(self, claim, **facts)
+
+    monkeypatch.setattr(JobQueue, "record_checkpoint", record_late)
+    run_of(training, first).run()
+    assert training.jobs.get_job(quick.id).status is JobStatus.SUCCEEDED
+    listed = training.jobs.list_checkpoints(slow.id, limit=9).items
+    assert len(listed) == 2 and all(training.store.resolve(one.model_id) for one in listed)
 
 
 # As safetensors 0.7 and torch 2.13 say it when a disk of 1 MB is full.

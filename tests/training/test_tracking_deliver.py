@@ -16,6 +16,7 @@ import pytest
 
 from serve.database.connection import read_clock_ms
 from serve.database.tables import DeliveryRow
+from serve.training.tracking import deliver as delivering
 from serve.training.tracking.deliver import Deliverer
 from serve.training.tracking.lineage import record_runs
 from serve.training.tracking.outbox import (
@@ -279,6 +280,28 @@ async def test_deliverer_that_is_stopped_leaves_no_process(
     with pytest.raises(asyncio.CancelledError):
         await running
     assert row_of(training, job).tries == 0 and strays(training) == []
+
+
+@pytest.mark.slow
+async def test_deliverer_kills_a_process_that_does_not_end_with_all_that_it_started(
+    training: Training, server: WandbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.mood = "hangs"
+    for name, value in online(server).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(delivering, "STOP_GRACE_S", 0.1)
+    await asyncio.to_thread(ended_job, training)
+    running = asyncio.create_task(Deliverer(training.options, training.database).run_forever())
+    await asyncio.to_thread(wait_until_hung, server)
+    [child] = [one for one in psutil.Process().children() if "serve.training.tracking.deliver" in one.cmdline()]
+    [teller] = child.children()
+    os.kill(teller.pid, signal.SIGSTOP)
+    child.suspend()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    gone, _ = await asyncio.to_thread(psutil.wait_procs, [child, teller], 10)
+    assert len(gone) == 2
 
 
 def test_trackers_process_does_not_see_the_servers_own_settings(training: Training) -> None:

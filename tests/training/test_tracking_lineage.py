@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 
 from serve.database.tables import ArtifactRow, RunArtifactRow, RunRow
-from serve.training.tracking.lineage import Lineage, lineage_of, read_runs, record_runs
-from serve.training.tracking.provenance import code_sha256, read_provenance, read_runs_of, write_records
+from serve.training.tracking.lineage import read_runs, record_runs
+from serve.training.tracking.provenance import (
+    code_sha256,
+    deciding_files,
+    read_provenance,
+    read_runs_of,
+    write_records,
+)
 from serve.types import Artifact, Run
+from tests.test_layers import ROOT, imports
 from tests.training.making import BASE, Training
 from tests.training.tracked import PREVIEWS, REVISION, create_job, making_of, runs_of
 
@@ -106,6 +113,29 @@ def test_provenance_says_what_makes_the_same_bytes_again(training: Training, tmp
     assert read_runs_of(tmp_path, REVISION)[0].outputs[0].digest == provenance["dataset_sha256"]
 
 
+def test_file_that_was_only_judged_by_is_told_apart_from_those_learnt_from(training: Training, tmp_path: Path) -> None:
+    judge_by = training.upload(20, seed=5)
+    making = making_of(training, create_job(training, "ada", validation_file=judge_by.id))
+    write_records(tmp_path, making)
+    provenance, (preprocess, _) = read_provenance(tmp_path), read_runs_of(tmp_path, REVISION)
+    sha256 = hashlib.sha256(judge_by.path.read_bytes()).hexdigest()
+    assert provenance["validation_sha256"] == preprocess.config["validation_sha256"] == sha256
+    assert list(provenance["file_sha256"].values()) == [preprocess.inputs[0].digest] != [sha256]
+
+
+def test_hash_of_the_code_covers_what_turns_archives_into_weights_and_nothing_else() -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in deciding_files()}
+    assert {"serve/training/clean.py", "serve/training/finetune.py", "serve/training/archives/x.py"} <= files
+    assert not any(path.startswith(("serve/api/", "serve/pool/", "serve/database/")) for path in files)
+    modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in files}
+    used = {module for path in files for module, _ in imports(ROOT / path) if module.startswith("serve.")}
+    assert used - modules == {
+        *("serve.errors", "serve.types", "serve.settings", "serve.store.disk"),  # nouns, and how a byte is written
+        *("serve.engine.randomness", "serve.engine.sampling", "serve.engine.native.library"),  # samples, the engine's
+        *("serve.engine.engine", "serve.engine.selection"),
+    }
+
+
 # --- What SQL keeps -----------------------------------------------------------------------------------------
 
 
@@ -161,30 +191,6 @@ def test_writers_at_the_same_time_number_an_artifact_without_gaps(training: Trai
     assert {run.inputs[0].version for run in runs} == {0}
     assert sorted(run.outputs[0].version for run in runs) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert len({(run.outputs[0].digest, run.outputs[0].version) for run in runs}) == 4
-
-
-def test_model_tells_its_whole_lineage(training: Training, tmp_path: Path) -> None:
-    for seed, revision in ((0, "a" * 64), (1, "b" * 64)):
-        record(training, *runs_of(training, create_job(training, "ada", seed=seed), tmp_path / revision, revision))
-    with training.database.read() as session:
-        newest, oldest = lineage_of(session, "ada"), lineage_of(session, "ada", "a" * 64)
-        assert lineage_of(session, "nobody") == Lineage((), ())
-    assert [(node.kind, node.type, node.label) for node in newest.nodes] == [
-        ("artifact", "raw-dataset", "tweets-ada:v1"),
-        ("run", "preprocess", "@ada-preprocess"),
-        ("artifact", "train-dataset", "dataset-ada:v1"),
-        ("artifact", "pretrained-model", f"{BASE}:v0"),
-        ("run", "train", "@ada-train"),
-        ("artifact", "finetuned-model", "ada:v1"),
-    ]
-    labels = {node.id: node.label for node in oldest.nodes}
-    assert [(labels[source], labels[target]) for source, target in oldest.edges] == [
-        ("tweets-ada:v0", "@ada-preprocess"),
-        ("@ada-preprocess", "dataset-ada:v0"),
-        ("dataset-ada:v0", "@ada-train"),
-        (f"{BASE}:v0", "@ada-train"),
-        ("@ada-train", "ada:v0"),
-    ]
 
 
 def test_runs_are_plain_json(training: Training, tmp_path: Path) -> None:

@@ -209,16 +209,18 @@ def test_wandb_server_gets_the_lineage_of_offline_runs_that_are_synced_later(
 
 
 @pytest.mark.slow
-def test_weights_are_told_by_where_they_lie_and_go_along_only_when_asked_for(
+def test_weights_are_told_by_whose_they_are_not_where_they_lie_and_go_along_only_when_asked_for(
     training: Training, server: WandbServer
 ) -> None:
     runs = recorded(training, revision=publish(training))
     tell(training, Telling(runs, WANDB, training.options.data_dir), **online(server))
     [(number, _)] = [found for found in server.artifacts.items() if found[1]["type"] == "finetuned-model"]
     contents = json.loads(server.files[f"/upload/manifest/{number}"])["contents"]
-    weights = training.store.resolve(MODEL).path / "model.safetensors"
-    assert contents["model.safetensors"]["ref"] == weights.absolute().as_uri()
-    assert not any(b"secret" in content for content in server.files.values())
+    found = training.store.resolve(MODEL)
+    weights = found.path / "model.safetensors"
+    assert contents["model.safetensors"]["ref"] == f"rookery://{MODEL}@{found.revision}/model.safetensors"
+    words = (b"secret", b"file://", str(training.options.data_dir / "models").encode())
+    assert not any(word in content for content in server.files.values() for word in words)
 
     whole = Telling(runs, WANDB, training.options.data_dir, uploads=("texts", "weights"))
     assert "outcome" in tell(training, whole, **online(server))

@@ -11,6 +11,7 @@ import struct
 import tarfile
 import time
 import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadUpload
+from serve.training.archives import Post, mastodon, read_archive, upload
 from serve.training.archives import archive as archive_module
-from serve.training.archives import read_archive, upload
 from serve.training.archives.archive import MAX_POST_CHARS
 from tests.training.archive_files import (
     Car,
@@ -206,9 +207,61 @@ def test_a_picture_or_a_table_with_a_zip_behind_it_is_not_read_as_a_zip(tmp_path
     (tmp_path / "p.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200) + inner)
     refusal(tmp_path / "p.png")
     (tmp_path / "t.json").write_bytes(b'[{"text": "mine"}]' + inner)
-    assert [post.text for post in read_archive(tmp_path / "t.json").posts] == ["mine"]
+    refusal(tmp_path / "t.json")
     (tmp_path / "t.jsonl").write_bytes(b'{"text": "mine"}\n' + inner)
     refusal(tmp_path / "t.jsonl")
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 180_000,
+        "<div></x>" * 90_000,
+        "<div><!--</div>-->" * 45_000,
+        '<div title="</div>">' * 45_000,
+        "<div title='>' a=\"</div>\">" * 40_000,
+        "<div><marquee></div></marquee>" * 30_000,
+        "<svg>" + "<link>" * 150_000,
+        "".join(f"<b a='{i}'>" for i in range(200)) + "<p></p>" * 120_000,
+    ],
+    ids=lambda html: html[:30],
+)
+def test_html_nested_without_end_is_never_parsed(html: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(html: str) -> None:
+        raise AssertionError("it was parsed")
+
+    monkeypatch.setattr(mastodon, "LexborHTMLParser", parse)
+    assert mastodon.html_to_text(html) is None
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div>" * 100 + "mine" + "</div>" * 100,
+        "<p>a line<br />and <a href='x' class=\"u-url\">@<span>bob</span></a></p>" * 5_000,
+        "<br>" * 20_000 + "mine",
+    ],
+    ids=lambda html: html[:30],
+)
+def test_long_html_of_honest_depth_is_read(html: str) -> None:
+    assert mastodon.html_to_text(html)
+
+
+def test_a_note_nested_without_end_is_left_out_as_too_long(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "m.zip", mastodon_members(create(1, "<div>" * 100_000), create(2, "<p>mine</p>")))
+    archive = read_archive(path)
+    assert (len(archive.posts), archive.left_out) == (1, {"too_long": 1})
+
+
+def test_long_tweets_are_not_gone_through_for_each_note(tmp_path: Path) -> None:
+    collector = archive_module.Collector("x.zip")
+    time_of_all = datetime(2024, 11, 9, tzinfo=UTC)
+    for number, text in enumerate(["cut…", "x" * 1_001, "RT @bob: y"]):
+        collector.add(Post(str(number), text, text.startswith("RT"), time_of_all))
+    assert list(collector.find_own(time_of_all, time_of_all, 9)) == [(1, "cut…")]
+    bounds = [0, 0, 9, 0, 0, 9]
+    plan = " ".join(row[-1] for row in collector._spool.run(f"EXPLAIN QUERY PLAN {archive_module._FIND_OWN}", *bounds))
+    assert "USING INDEX posts_by_time" in plan and "USING INDEX rivals_by_time" in plan and "SCAN posts" not in plan
 
 
 # --- Tars ---------------------------------------------------------------------------------------------------
@@ -275,6 +328,26 @@ def test_a_tar_that_claims_too_much_or_is_cut_off_is_refused(tmp_path: Path) -> 
 def test_a_tar_bomb_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "m.tar.gz", {**OUTBOX, "media": bytes(80_000_000)})
     assert "200 times" in refusal(path)
+
+
+def test_what_is_passed_over_in_a_tar_counts_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    media = random.Random(0).randbytes(400_000)
+    parts = {f"data/tweets-part{i}.js": script(f"tweets.part{i}", wrapped(tweet(i, "mine"))) for i in range(1, 9)}
+    few = write_tar(tmp_path / "few.tar.gz", {"media": media, **dict(list(parts.items())[:2])})
+    many = write_tar(tmp_path / "many.tar.gz", {"media": media, **parts})
+    monkeypatch.setattr(upload, "MAX_TOTAL_BYTES", 500_000)
+    assert len(read_archive(few).posts) == 2
+    assert "to read" in refusal(many)
+
+
+def test_a_mastodon_archive_as_large_as_allowed_is_read_from_a_tar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {"media": random.Random(0).randbytes(400_000), **mastodon_members(create(1, "<p>mine</p>"))}
+    path = write_tar(tmp_path / "m.tar.gz", members)
+    monkeypatch.setattr(upload, "MAX_TOTAL_BYTES", 450_000)
+    archive = read_archive(path)
+    assert len(archive.posts) == 1 and archive.avatar is not None and archive.handle == "ada.social.example"
 
 
 def test_a_tar_of_too_many_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

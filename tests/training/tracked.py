@@ -18,20 +18,31 @@ PREVIEWS = ("My dream is to read.", "My dream is 海.")
 
 
 def create_job(
-    training: Training, *handles: str, texts: int = 150, seed: int = 0, integrations: tuple[Integration, ...] = ()
+    training: Training,
+    *handles: str,
+    texts: int = 150,
+    seed: int = 0,
+    integrations: tuple[Integration, ...] = (),
+    validation_file: str | None = None,
 ) -> Job:
     """Of one person, or of a cyborg."""
     files = tuple(
         TrainingFile(training.upload(texts, seed=seed + number).id, handle) for number, handle in enumerate(handles)
     )
-    return training.jobs.create_job(JobRequest(base_model=BASE, files=files, seed=7, integrations=integrations))
+    request = JobRequest(BASE, files, seed=7, integrations=integrations, validation_file=validation_file)
+    return training.jobs.create_job(request)
 
 
 def making_of(training: Training, job: Job) -> Making:
     """Reads and cleans the job's archives for real; the training is made up: two steps."""
     files = JobStore(training.database, training.options.uploads)
-    data = preprocess([(files.get_file(entry.file_id), entry.handle) for entry in job.request.files])
-    dataset = build_dataset(data.kept_by_handle, seed=job.seed)
+    judge_by = job.request.validation_file
+    data = preprocess(
+        [(files.get_file(entry.file_id), entry.handle) for entry in job.request.files],
+        validation=None if judge_by is None else files.get_file(judge_by),
+    )
+    texts = None if data.validation is None else data.validation.kept
+    dataset = build_dataset(data.kept_by_handle, seed=job.seed, validation=texts)
     base = training.store.resolve(BASE)
     spec = FineTuneSpec(
         base=base.path,
@@ -66,4 +77,5 @@ def runs_of(training: Training, job: Job, folder: Path, revision: str = REVISION
     """Written into a model's folder and read again, as when a published job is told of."""
     folder.mkdir(parents=True, exist_ok=True)
     write_records(folder, making_of(training, job))
-    return read_runs_of(folder, revision)
+    preprocess, train = read_runs_of(folder, revision)
+    return preprocess, train

@@ -23,6 +23,7 @@ MAX_POSTS = 10_000_000
 MAX_TEXT_CHARS = 1_000_000_000
 # The longest post X sells has 25,000 characters, the longest Mastodon instances allow 100,000.
 MAX_POST_CHARS = 100_000
+MAX_OWN_CHARS = 1_000  # what X shows of a long tweet: 280 characters, escaped, and links
 _MAX_VERSIONS = 100  # X allows five edits
 
 
@@ -46,7 +47,6 @@ class Archive:
     format: str
     posts: Sequence[Post]
     left_out: Mapping[str, int] = field(default_factory=dict)
-    avatar_url: str | None = None  # https, at X's own image host; never fetched
     avatar: bytes | None = field(default=None, repr=False)  # see `avatar.as_picture`
 
 
@@ -76,8 +76,18 @@ _SCHEMA = """
 CREATE TABLE posts (
     seq INTEGER PRIMARY KEY, id TEXT UNIQUE, text TEXT, is_retweet INTEGER, created_at INTEGER, escaped INTEGER
 );
+CREATE TABLE rivals (text TEXT, created_at INTEGER);
 CREATE TABLE edits (first TEXT, versions TEXT, num_versions INTEGER);
 CREATE TABLE excluded (id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_TWEET_LONG = f"length(text) <= {MAX_OWN_CHARS}"
+_OWN = f"escaped AND NOT is_retweet AND {_TWEET_LONG}"
+# Each half in its index's order, so that the limit spares going through the rest.
+_FIND_OWN = f"""
+SELECT * FROM (SELECT seq, text FROM posts WHERE {_OWN} AND created_at BETWEEN ? AND ? ORDER BY created_at, seq LIMIT ?)
+UNION ALL SELECT * FROM (
+    SELECT NULL, text FROM rivals WHERE {_TWEET_LONG} AND created_at BETWEEN ? AND ? ORDER BY created_at LIMIT ?
+)
 """
 _INSERT = "INSERT OR IGNORE INTO posts (id, text, is_retweet, created_at, escaped) VALUES (?, ?, ?, ?, ?)"
 _POSTS = "SELECT id, text, is_retweet, created_at, escaped FROM posts ORDER BY seq"
@@ -109,8 +119,16 @@ class Collector:
         self._left_out[reason] += number
         self._count(number, 0)
 
-    def exclude(self, post_id: str) -> None:
+    def leave_out_post(self, post: Post | None, reason: str) -> None:
+        """The same of a post, of which a note may be; see `find_own`."""
+        self.leave_out(reason)
+        if post is not None and post.created_at is not None and not post.is_retweet:
+            self._spool.run("INSERT INTO rivals VALUES (?, ?)", post.text[: MAX_OWN_CHARS + 1], _to_us(post.created_at))
+
+    def exclude(self, post_id: str | None) -> None:
         """A post of this id that comes later is passed over in silence."""
+        if post_id is None:
+            return
         self._num_excluded += 1
         self._spool.run("INSERT OR IGNORE INTO excluded VALUES (?)", post_id)
 
@@ -130,16 +148,17 @@ class Collector:
             chain = (versions[0], json.dumps(versions), len(versions))
             self._spool.run("INSERT INTO edits VALUES (?, ?, ?)", *chain)
 
-    def find_own(self, since: datetime, until: datetime, limit: int) -> Iterator[tuple[int, str]]:
-        """(number, text) of posts of that time that are the person's own and still as X escaped them, oldest first."""
+    def find_own(self, since: datetime, until: datetime, limit: int) -> Iterator[tuple[int | None, str]]:
+        """(number, text) of posts of that time that are the person's own and still as X escaped them, oldest first.
+
+        Then those that are left out, whose number is None; at most `limit` of either.
+        """
         if not self._has_time_index:
-            self._spool.run("CREATE INDEX posts_by_time ON posts (created_at)")
+            self._spool.run(f"CREATE INDEX posts_by_time ON posts (created_at) WHERE {_OWN}")
+            self._spool.run(f"CREATE INDEX rivals_by_time ON rivals (created_at) WHERE {_TWEET_LONG}")
             self._has_time_index = True
-        return self._spool.stream(
-            "SELECT seq, text FROM posts WHERE created_at BETWEEN ? AND ? AND escaped AND NOT is_retweet "
-            "ORDER BY created_at, seq LIMIT ?",
-            *(_to_us(since), _to_us(until), limit),
-        )
+        bounds = _to_us(since), _to_us(until), limit
+        return self._spool.stream(_FIND_OWN, *bounds, *bounds)
 
     def rewrite(self, number: int, text: str) -> None:
         """Gives a post its whole text, which is not escaped. Raises: BadUpload when texts become too many."""
@@ -192,6 +211,11 @@ def _to_row(post: Post) -> tuple[str | None, str, bool, int | None, bool]:
 def _to_post(post_id: str | None, text: str, is_retweet: int, created_at: int | None, escaped: int) -> Post:
     time = None if created_at is None else _EPOCH + created_at * _MICROSECOND
     return Post(post_id, text, bool(is_retweet), time, bool(escaped))
+
+
+def several_accounts(name: str) -> BadUpload:
+    """For a file whose posts are not all one person's. `name`: of the upload."""
+    return BadUpload(f"{name} has posts of several accounts; upload those of one at a time.", param="file")
 
 
 class Agreement:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Agreement, Archive, Collector, Post
+from serve.training.archives.archive import Agreement, Archive, Collector, Post, several_accounts
 from serve.training.archives.car import Repository, looks_like_car
 from serve.training.archives.json_stream import as_list, as_mapping, as_text, read_values
 from serve.training.archives.tweets import parse_time
@@ -64,8 +64,9 @@ class BlueskyRecords:
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
-        collector, owner = Collector(upload.name), Agreement()
+        collector, owner, num_records = Collector(upload.name), Agreement(), 0
         for record in _records(upload):
+            num_records += 1
             uri = as_text(record.get("uri")) or ""
             did, collection = _place_of(uri)
             if collection not in (_POST, _REPOST):
@@ -74,7 +75,13 @@ class BlueskyRecords:
             owner.add(did)
             collector.add(to_post(as_mapping(record.get("value")), uri, is_repost=collection == _REPOST))
         if owner.is_broken:
-            raise BadUpload(f"{upload.name} has posts of several accounts; upload one at a time.", param="file")
+            raise several_accounts(upload.name)
+        if not num_records:  # a feed, for one, which has other people's posts too
+            raise BadUpload(
+                f"{upload.name} is JSON of Bluesky, but not the records of an account: upload what "
+                "'com.atproto.repo.listRecords' gives, or the repository (a .car file).",
+                param="file",
+            )
         posts, left_out = collector.finish()
         return Archive(None, None, "bluesky-jsonl", posts, left_out)
 
@@ -82,7 +89,7 @@ class BlueskyRecords:
 def _records(upload: Upload) -> Iterator[Mapping[str, Any]]:
     with upload.open_text() as text:
         for value in map(as_mapping, read_values(text, upload.name)):
-            if "uri" in value:
+            if "uri" in value and "value" in value:
                 yield value
             else:  # a page, or the part of one that has its `cursor`
                 yield from map(as_mapping, as_list(value.get("records")))

@@ -6,17 +6,18 @@ the months are missing.
 
 from __future__ import annotations
 
+import contextlib
 import re
 
+from serve.errors import BadUpload
 from serve.training.archives.archive import Archive, Collector
 from serve.training.archives.json_stream import as_mapping, read_assigned_values
 from serve.training.archives.table import read_table
 from serve.training.archives.tweets import as_display_name, as_handle, to_post, unwrap
-from serve.training.archives.upload import Members, Upload
+from serve.training.archives.upload import Members, Upload, find_base
 
-_MONTH = re.compile(r"(?:[^/]+/)?data/js/tweets/\d{4}_\d\d\.js")
-_DETAILS = re.compile(r"(?:[^/]+/)?data/js/user_details\.js")
-_TABLE = re.compile(r"(?:[^/]+/)?tweets\.csv")
+_MONTH = re.compile(r"(?P<base>(?:[^/]+/)?)data/js/tweets/\d{4}_\d\d\.js")
+_TABLE = re.compile(r"(?P<base>(?:[^/]+/)?)tweets\.csv")
 
 
 class Grailbird:
@@ -34,14 +35,14 @@ class Grailbird:
         assert upload.members is not None, "recognises() has seen members"
         members, collector = upload.members, Collector(upload.name)
         months = [name for name in members.names if _MONTH.fullmatch(name)]
+        base = find_base(members, _MONTH if months else _TABLE, upload.name)
         for month in months:
             _read_month(members, month, collector)
         if not months:
-            table = next(name for name in members.names if _TABLE.fullmatch(name))
-            with members.open_text(table) as text:
+            with members.open_text(f"{base}tweets.csv") as text:
                 read_table(text, upload.name, collector)
         posts, left_out = collector.finish()
-        handle, display_name = _read_owner(members)
+        handle, display_name = _read_owner(members, base)
         return Archive(handle, display_name, "grailbird", posts, left_out)
 
 
@@ -55,9 +56,9 @@ def _read_month(members: Members, month: str, collector: Collector) -> None:
                 collector.add(post)
 
 
-def _read_owner(members: Members) -> tuple[str | None, str | None]:
-    for name in filter(_DETAILS.fullmatch, members.names):
-        with members.open_text(name) as text:
-            for details in map(as_mapping, read_assigned_values(text, "'user_details.js'")):
-                return as_handle(details.get("screen_name")), as_display_name(details.get("full_name"))
+def _read_owner(members: Members, base: str) -> tuple[str | None, str | None]:
+    """Broken or absent, it takes nothing from the tweets."""
+    with contextlib.suppress(BadUpload), members.open_text(f"{base}data/js/user_details.js") as text:
+        for details in map(as_mapping, read_assigned_values(text, "'user_details.js'")):
+            return as_handle(details.get("screen_name")), as_display_name(details.get("full_name"))
     return None, None

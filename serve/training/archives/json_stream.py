@@ -21,25 +21,25 @@ _MAX_DEPTH = 4  # how deep in objects larger than that: `{includes: {users: [...
 _MAX_ASSIGNMENT_CHARS = 4096
 
 _decoder = json.JSONDecoder()
-_BETWEEN = re.compile(r"[\s,]*")
+_BETWEEN = re.compile(r"[\s,;]*")  # a script may end in `;`
 _TOO_LARGE = object()
 _CLOSING = {"[": "]", "{": "}"}
 
 
 def read_values(stream: TextIO, name: str, *, start: str = "") -> Iterator[Any]:
-    """The items of an array, or values one after another, which JSON Lines are. `start`: text already read.
+    """Values one after another, which JSON Lines are; of an array among them its items. `start`: text already read.
 
     An object too large to hold comes in parts: `{"data": [a, b], "meta": c}` as `{"data": [a]}`, `{"data": [b]}` and
     `{"meta": c}`.
     Raises: BadUpload on anything that is not JSON, is cut off, is too deep or too large.
     """
     reader = _Reader(stream, name, start)
-    in_array = reader.peek() == "["
-    if in_array:
-        reader.skip()
+    in_array = False
     while char := reader.peek():
-        if in_array and char == "]":
-            return
+        if char == ("]" if in_array else "["):
+            reader.skip()
+            in_array = not in_array
+            continue
         value = reader.read()
         if value is _TOO_LARGE:
             yield from _parts(reader, _as_it_is, 1)
@@ -58,7 +58,7 @@ class _Reader:
         self.num_values = 0
 
     def peek(self) -> str:
-        """The next character that is neither blank nor comma; empty at the end."""
+        """The next character that is no blank, comma or semicolon; empty at the end."""
         while True:
             self._position = _BETWEEN.match(self._buffer, self._position).end()  # type: ignore[union-attr]  # may be empty
             if self._position < len(self._buffer):

@@ -5,6 +5,8 @@ The last importer asked, so it refuses what is not text at all.
 
 from __future__ import annotations
 
+import re
+
 from serve.errors import BadUpload
 from serve.training.archives.archive import MAX_POST_CHARS, Archive, Collector, Post
 from serve.training.archives.tweets import RETWEET_START
@@ -13,6 +15,13 @@ from serve.training.archives.upload import Upload, read_lines
 # On average. A post seldom has 300; whoever writes longer ones has an archive in another format.
 _MAX_LINE_CHARS = 1_000
 _MAX_CONTROL_SHARE = 0.01  # pictures, PDFs and programs have far more
+# Pages, RTF and PDF; comments may come first. `*+` and `(?>`, since going back would take exponential time.
+_OTHER_START = re.compile(
+    r"(?>\s+|/\*.*?\*/|//[^\n]*\n)*+(?:<!doctype|<!--|<html|<head|<body|<\?xml|%pdf-|\{\\rtf)",
+    re.DOTALL | re.IGNORECASE,
+)
+# A part of an X archive, of which some are private.
+_SCRIPT = re.compile(r"(?:YTD|Grailbird\.data)\.\w{1,60}(?:\.part\d+)?\s*=", re.ASCII)
 
 
 class Plain:
@@ -25,8 +34,8 @@ class Plain:
             return False
         head = upload.head_text
         num_controls = sum(char < " " and not char.isspace() for char in head)
-        is_page = head.lstrip()[:15].lower().startswith(("<!doctype", "<html", "<?xml", "%pdf-"))
-        return not is_page and num_controls <= len(head) * _MAX_CONTROL_SHARE
+        is_other = _OTHER_START.match(head) or _SCRIPT.search(head)
+        return not is_other and num_controls <= len(head) * _MAX_CONTROL_SHARE
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""

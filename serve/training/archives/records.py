@@ -11,9 +11,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Agreement, Archive, Collector
-from serve.training.archives.json_stream import as_list, as_mapping, as_text, read_assigned_values, read_values
-from serve.training.archives.tweets import as_display_name, as_handle, author_of, to_post, unwrap, versions_of
+from serve.training.archives.archive import Archive, Collector
+from serve.training.archives.json_stream import as_list, as_mapping, read_assigned_values, read_values
+from serve.training.archives.tweets import (
+    Owner,
+    as_display_name,
+    as_handle,
+    author_of,
+    plain_names,
+    post_id,
+    reason_to_leave_out,
+    to_post,
+    unwrap,
+    versions_of,
+)
 from serve.training.archives.upload import Upload
 
 _JSON_START = re.compile(r"\s*(?:\[\s*(?:[{\]]|\Z)|\{\s*(?:[\"}]|\Z))")
@@ -37,19 +48,23 @@ class Records:
 
     def read(self, upload: Upload) -> Archive:
         """Raises: BadUpload."""
-        collector, owner = Collector(upload.name), _Owner()
-        num_posts = 0
+        collector, owner = Collector(upload.name), Owner(upload.name)
+        num_texts = 0
         for record in _records(upload):
             for tweet in _tweets_in(record):
                 post = to_post(tweet)
                 if post is None:
                     collector.leave_out("no_text")
                     continue
-                num_posts += 1
-                owner.see_tweet(tweet)
+                num_texts += 1
+                if reason := reason_to_leave_out(plain_names(tweet)):
+                    collector.leave_out(reason)
+                    continue
+                if not post.is_retweet:  # some scrapers give those under the name of who wrote them
+                    owner.see(*author_of(tweet))
                 collector.add(post, versions_of(tweet))
-            owner.see_users(as_list(as_mapping(record.get("includes")).get("users")))
-        if not num_posts:
+            _see_users(as_list(as_mapping(record.get("includes")).get("users")), owner)
+        if not num_texts:
             raise BadUpload(
                 f"{upload.name} is JSON, but no record of it has a text ('full_text' or 'text').", param="file"
             )
@@ -57,33 +72,11 @@ class Records:
         return Archive(owner.handle, owner.display_name, _format_of(upload), posts, left_out)
 
 
-class _Owner:
-    """Whose timeline it is, where all tweets agree on one account. Pages of API v2 name it beside the tweets."""
-
-    def __init__(self) -> None:
-        self._ids, self._handles, self._names = Agreement(), Agreement(), Agreement()
-
-    @property
-    def handle(self) -> str | None:
-        return None if self._ids.is_broken else self._handles.value
-
-    @property
-    def display_name(self) -> str | None:
-        return self._names.value if self.handle else None
-
-    def see_tweet(self, tweet: Mapping[str, Any]) -> None:
-        self._ids.add(as_text(tweet.get("author_id")))
-        self._see(*author_of(tweet))
-
-    def see_users(self, users: list[Any]) -> None:
-        """Of which the others are people that the tweets mention."""
-        for user in map(as_mapping, users):
-            if self._ids.value is not None and user.get("id") == self._ids.value:
-                self._see(as_handle(user.get("username")), as_display_name(user.get("name")))
-
-    def _see(self, handle: str | None, name: str | None) -> None:
-        self._handles.add(handle)
-        self._names.add(name)
+def _see_users(users: list[Any], owner: Owner) -> None:
+    """Pages of API v2 name the author beside the tweets; the others are people that the tweets mention."""
+    for user in map(as_mapping, users):
+        if owner.id is not None and post_id(user.get("id")) == owner.id:
+            owner.see(owner.id, as_handle(user.get("username")), as_display_name(user.get("name")))
 
 
 def _records(upload: Upload) -> Iterator[Mapping[str, Any]]:

@@ -8,27 +8,36 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
 from serve.errors import BadUpload
-from serve.training.archives.archive import Agreement, Archive, Collector, Post
+from serve.training.archives.archive import Archive, Collector, Post
 from serve.training.archives.json_stream import as_text
-from serve.training.archives.tweets import RETWEET_START, as_handle, parse_time, post_id
+from serve.training.archives.tweets import (
+    RETWEET_START,
+    Owner,
+    as_handle,
+    is_marked_retweet,
+    parse_time,
+    plain_name,
+    post_id,
+    reason_to_leave_out,
+)
 from serve.training.archives.upload import MAX_LINE_CHARS, Upload, read_lines
 
 _DELIMITERS = ",;\t|"
-# Names without case, blanks and punctuation; best first, since a table may have both `full_text` and `text`.
+# Names as `plain_name` writes them; best first, since a table may have both `full_text` and `text`.
 _TEXT = ("fulltext", "text", "tweettext", "rawcontent", "content", "tweet", "tweetcontent", "body")
 _ID = ("idstr", "tweetid", "id", "statusid", "tweetidstr")
 _TIME = ("createdat", "timestamp", "datetime", "date", "time", "tweetcreatedat")
 _HANDLE = ("username", "screenname", "handle", "userscreenname", "authorusername", "userusername", "user", "author")
-_RETWEET_FLAGS = ("isretweet", "retweeted", "retweet")
-_RETWEET_OF = ("retweetedstatusid", "retweetedstatus", "referencedtweetsretweetedid", "retweetid")
-_YES = ("true", "t", "yes", "y")
-_NOTHING = ("", "nan", "none", "null", "na", "false", "0")
+_ACCOUNT_ID = ("authorid", "authoridstr", "userid", "useridstr", "accountid")
 _MAX_COLUMN_NAME_CHARS = 60
+
+_EXCEL_LINE = re.compile(r"(?:sep=.)?\s*", re.IGNORECASE)  # says the delimiter; or blank
+_MAX_LINES_BEFORE = 10
 
 _BYTES_LITERAL = re.compile(r"""b(['"])(.*)\1""", re.DOTALL | re.ASCII)
 _BYTES_ESCAPE = re.compile(rb"\\(?:x([0-9a-fA-F]{2})|(.))", re.DOTALL)
@@ -48,7 +57,7 @@ class Table:
         if upload.extension in (".csv", ".tsv"):
             return True
         # A line of prose may have the word "text" between two commas; a header has an id, a date or a user beside it.
-        columns = _find_columns(next(iter(io.StringIO(upload.head_text, newline=None)), ""))
+        columns = _find_columns(_read_first_line(io.StringIO(upload.head_text, newline=None)))
         return columns is not None and (columns.id, columns.time, columns.handle) != (None, None, None)
 
     def read(self, upload: Upload) -> Archive:
@@ -70,6 +79,7 @@ class Columns:
     id: int | None
     time: int | None
     handle: int | None
+    account_id: int | None
 
     @property
     def is_scraped_page(self) -> bool:
@@ -79,23 +89,35 @@ class Columns:
 
 def read_table(text: TextIO, name: str, collector: Collector) -> str | None:
     """Adds each row's post; gives the handle if the rows name one account. Raises: BadUpload."""
-    first_line = text.readline(2**16).removeprefix("\ufeff")
-    columns = _find_columns(first_line)
+    columns = _find_columns(_read_first_line(text))
     if columns is None:
         raise BadUpload(
             f"{name} is read as CSV, but none of its columns is named 'text', 'full_text', 'tweet' or 'content' "
             "in the first line.",
             param="file",
         )
-    owner = Agreement()
+    owner = Owner(name)
     for row in _rows(text, columns.delimiter, name):
         cell = as_text(_cell(row, columns.text, columns))
         if cell is None:
             collector.leave_out("no_text")
             continue
-        owner.add(as_handle(_cell(row, columns.handle, columns)))
-        collector.add(_to_post(row, cell, columns))
-    return owner.value
+        fields = dict(zip(columns.names, row, strict=False))
+        if reason := reason_to_leave_out(fields):
+            collector.leave_out(reason)
+            continue
+        post = _to_post(row, cell, fields, columns)
+        if not post.is_retweet:  # twint gives those under the name of who wrote them
+            account_id = post_id(_cell(row, columns.account_id, columns))
+            owner.see(account_id, as_handle(_cell(row, columns.handle, columns)))
+        collector.add(post)
+    return owner.handle
+
+
+def _read_first_line(text: TextIO) -> str:
+    """The first that is neither blank nor Excel's `sep=;`."""
+    lines = (text.readline(2**16).removeprefix("\ufeff") for _ in range(_MAX_LINES_BEFORE))
+    return next((line for line in lines if not _EXCEL_LINE.fullmatch(line)), "")
 
 
 def _find_columns(first_line: str) -> Columns | None:
@@ -106,14 +128,12 @@ def _find_columns(first_line: str) -> Columns | None:
             header = next(csv.reader([first_line], delimiter=delimiter), [])
         except csv.Error:
             continue
-        names = tuple(re.sub(r"[\W_]", "", cell.lower()) for cell in header)
-        text = _position(names, _TEXT)
-        if text is not None and max(map(len, header)) <= _MAX_COLUMN_NAME_CHARS:
-            found.append(
-                Columns(
-                    delimiter, names, text, _position(names, _ID), _position(names, _TIME), _position(names, _HANDLE)
-                )
-            )
+        if max(map(len, header), default=0) > _MAX_COLUMN_NAME_CHARS:
+            continue
+        names = tuple(map(plain_name, header))
+        if (text := _position(names, _TEXT)) is not None:
+            others = (_position(names, wanted) for wanted in (_ID, _TIME, _HANDLE, _ACCOUNT_ID))
+            found.append(Columns(delimiter, names, text, *others))
     return max(found, key=lambda columns: len(columns.names), default=None)
 
 
@@ -151,26 +171,15 @@ def _cell(row: list[str], position: int | None, columns: Columns) -> str:
     return row[position]
 
 
-def _to_post(row: list[str], cell: str, columns: Columns) -> Post:
+def _to_post(row: list[str], cell: str, fields: Mapping[str, str], columns: Columns) -> Post:
     text = _decode_bytes_literal(cell)
     if columns.is_scraped_page or "pic.twitter.com/" in text:
         text = _GLUED_LINK.sub(" ", _BARE_PICTURE_LINK.sub(" https://", text))
     return Post(
         id=post_id(_cell(row, columns.id, columns)),
         text=text,
-        is_retweet=text.startswith(RETWEET_START) or _is_marked_retweet(row, columns),
+        is_retweet=text.startswith(RETWEET_START) or is_marked_retweet(fields),
         created_at=parse_time(_cell(row, columns.time, columns)),
-    )
-
-
-def _is_marked_retweet(row: list[str], columns: Columns) -> bool:
-    marks = {name: cell.strip().lower() for name, cell in zip(columns.names, row, strict=False)}
-    if "idstr" in marks:
-        marks.pop("retweeted", None)  # as in JSON: beside an id_str it means "by the account that asked"
-    return (
-        any(marks.get(name) in _YES for name in _RETWEET_FLAGS)
-        or marks.get("isretweet") == "1"
-        or any(marks.get(name, "") not in _NOTHING for name in _RETWEET_OF)
     )
 
 

@@ -38,6 +38,7 @@ MAX_LINE_CHARS = 2**20  # CSV rows with all of a tweet's JSON in them have some 
 HEAD_BYTES = 64 * 2**10
 _CHUNK_BYTES = 2**20
 _TAR_BLOCK = 512
+_MAX_TAR_PASSES = 4  # to find the members, then Mastodon's three
 _TAR_MAGIC_AT = 257
 # Names longer than 256 bytes, in GNU's or POSIX' way; a name has at most 4 KiB.
 _MAX_TAR_HEADER_BYTES = 64 * 2**10
@@ -64,6 +65,7 @@ _DAMAGE = (
 class _Budget:
     """Bytes that have come out of one upload, all members together."""
 
+    limit: int = field(default_factory=lambda: MAX_TOTAL_BYTES)
     spent: int = 0
 
 
@@ -95,8 +97,8 @@ class _BoundedReader(io.RawIOBase):
         self._budget.spent += num_bytes
         if self._num_bytes > self._max_bytes:
             raise BadUpload(f"{self._name} has more than {self._max_bytes // 2**20} MiB of text.", param="file")
-        if self._budget.spent > MAX_TOTAL_BYTES:
-            raise BadUpload(f"The archive has more than {MAX_TOTAL_BYTES // 2**30} GiB of text.", param="file")
+        if self._budget.spent > self._budget.limit:
+            raise BadUpload(f"The archive has more than {self._budget.limit // 2**30} GiB to read.", param="file")
         allowed = RATIO_FLOOR_BYTES if self._packed_bytes is None else self._packed_bytes * MAX_RATIO
         if self._packed_bytes is not None and self._num_bytes > max(allowed, RATIO_FLOOR_BYTES):
             raise BadUpload(
@@ -137,6 +139,14 @@ class Members(Protocol):
         ...
 
 
+def find_base(members: Members, wanted: re.Pattern[str], name: str) -> str:
+    """The folder that has members of the form `wanted`, by its group `base`. Raises: BadUpload for several."""
+    bases = {match["base"] for match in map(wanted.fullmatch, members.names) if match}
+    if len(bases) > 1:
+        raise BadUpload(f"{name} has archives in {len(bases)} folders; upload one at a time.", param="file")
+    return bases.pop()
+
+
 class ZipMembers:
     """Found by the directory at the zip's end."""
 
@@ -148,7 +158,8 @@ class ZipMembers:
             raise BadUpload(f"{name} has a member whose path leads out of the zip.", param="file")
         self._members: dict[str, list[zipfile.ZipInfo]] = {}
         for member in members:
-            self._members.setdefault(member.filename, []).append(member)
+            # Some programs on Windows write `data\\tweets.js`.
+            self._members.setdefault(member.filename.replace("\\", "/"), []).append(member)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -202,10 +213,11 @@ def _check_no_overlap(members: list[zipfile.ZipInfo], start_of_directory: int, n
 class TarMembers:
     """Found by reading all of a tar once. Each member that is opened is come to by reading up to it again."""
 
-    def __init__(self, open_tar: Callable[[], AbstractContextManager[BinaryIO]], name: str) -> None:
+    def __init__(self, open_tar: Callable[[_Budget], AbstractContextManager[BinaryIO]], name: str) -> None:
         self._open_tar, self._name = open_tar, name
+        self._budget = _Budget(_MAX_TAR_PASSES * MAX_TOTAL_BYTES)  # of all that is read, to come to a member too
         self._places: dict[str, tuple[int, int]] = {}  # name -> (offset, bytes)
-        with open_tar() as tar:
+        with open_tar(self._budget) as tar:
             self._find_members(tar)
 
     @property
@@ -222,7 +234,7 @@ class TarMembers:
         if not 0 <= num_bytes <= MAX_MEMBER_BYTES:
             limit = f"and to have at most {MAX_MEMBER_BYTES // 2**20} MiB"
             raise BadUpload(f"{shown} was expected to be there {limit}.", param="file")
-        with self._open_tar() as tar:
+        with self._open_tar(self._budget) as tar:
             self._skip(tar, offset)
             part = _BoundedReader(cast(IO[bytes], _Part(tar, num_bytes)), shown, None, _Budget(), MAX_MEMBER_BYTES)
             with io.BufferedReader(part, _CHUNK_BYTES) as stream:
@@ -357,11 +369,11 @@ class Upload:
         return self._encoding
 
     @contextmanager
-    def open_bytes(self) -> Iterator[BinaryIO]:
+    def open_bytes(self, budget: _Budget | None = None) -> Iterator[BinaryIO]:
         with open(self.path, "rb") as file:
             packed_bytes = self.path.stat().st_size if self.is_gzip else None
             source = cast(IO[bytes], gzip.GzipFile(fileobj=file) if self.is_gzip else file)
-            reader = _BoundedReader(source, self.name, packed_bytes, _Budget(), MAX_TOTAL_BYTES)
+            reader = _BoundedReader(source, self.name, packed_bytes, budget or _Budget(), MAX_TOTAL_BYTES)
             with io.BufferedReader(reader, _CHUNK_BYTES) as buffered:
                 yield buffered
 

@@ -22,12 +22,14 @@ from serve.training.archives.tweets import (
     as_display_name,
     as_handle,
     parse_time,
+    plain_names,
     post_id,
+    reason_to_leave_out,
     to_post,
     unwrap,
     versions_of,
 )
-from serve.training.archives.upload import Members, Upload
+from serve.training.archives.upload import Members, Upload, find_base
 
 # Exact names, since deleted-tweets.js, tweet-headers.js and community-tweet.js lie beside them. In the zip's top
 # (2018-19), in data/ (2020 on), or in a folder that a user has zipped again.
@@ -35,10 +37,10 @@ _PARTS = re.compile(r"tweets?(?:-part\d+)?\.js")
 _TWEETS = re.compile(rf"(?P<base>(?:[^/]+/)?(?:data/)?){_PARTS.pattern}")
 _NOTES = re.compile(r"note-tweets?(?:-part\d+)?\.js")
 _DELETED = re.compile(r"deleted-tweets?(?:-part\d+)?\.js")
+_DELETED_HEADERS = re.compile(r"deleted-tweet-headers?(?:-part\d+)?\.js")
 _COMMUNITY = re.compile(r"community-tweets?(?:-part\d+)?\.js")
 
 _LINK = re.compile(r"https?://\S+")
-_AVATAR = re.compile(r"https://(?:pbs|abs)\.twimg\.com/[A-Za-z0-9_./-]{1,200}", re.ASCII)  # a stranger wrote it
 _NOTE_CLOCK_SLACK = timedelta(seconds=2)  # a note and its tweet carry clocks of their own
 _MAX_CANDIDATES = 100  # tweets of one person within the slack; more are made up
 
@@ -55,34 +57,18 @@ class XArchive:
         """Raises: BadUpload."""
         assert upload.members is not None, "recognises() has seen members"
         members, name = upload.members, upload.name
-        base = _find_base(members, name)
+        base = find_base(members, _TWEETS, name)
         collector = Collector(name)
         _read_deleted(members, base, collector)
-        for _ in _records(members, base, _COMMUNITY):
-            collector.leave_out("community")
+        for record in _records(members, base, _COMMUNITY):
+            collector.leave_out_post(to_post(unwrap(record)), "community")
         _read_tweets(members, base, collector)
         for note in _read_notes(members, base):
             attach_note(note, collector)
         posts, left_out = collector.finish()
         handle, display_name = _read_owner(members, base)
-        profile = _read_profile(members, base)
-        url = as_text(profile.get("avatarMediaUrl")) or ""
-        return Archive(
-            handle,
-            display_name,
-            "x-archive",
-            posts,
-            left_out,
-            avatar_url=url if _AVATAR.fullmatch(url) else None,
-            avatar=_read_avatar(members, base, url),
-        )
-
-
-def _find_base(members: Members, name: str) -> str:
-    bases = {match["base"] for match in map(_TWEETS.fullmatch, members.names) if match}
-    if len(bases) > 1:
-        raise BadUpload(f"{name} has tweets in {len(bases)} folders; upload one archive at a time.", param="file")
-    return bases.pop()
+        url = as_text(_read_profile(members, base).get("avatarMediaUrl")) or ""
+        return Archive(handle, display_name, "x-archive", posts, left_out, avatar=_read_avatar(members, base, url))
 
 
 def _records(members: Members, base: str, pattern: re.Pattern[str]) -> Iterator[Mapping[str, Any]]:
@@ -95,9 +81,12 @@ def _records(members: Members, base: str, pattern: re.Pattern[str]) -> Iterator[
 
 def _read_deleted(members: Members, base: str, collector: Collector) -> None:
     for record in _records(members, base, _DELETED):
-        collector.leave_out("deleted")
-        if deleted_id := _id_of(unwrap(record)):
+        tweet = unwrap(record)
+        collector.leave_out_post(to_post(tweet), "deleted")
+        for deleted_id in (_id_of(tweet), *versions_of(tweet)):
             collector.exclude(deleted_id)
+    for record in _records(members, base, _DELETED_HEADERS):
+        collector.exclude(post_id(unwrap(record).get("tweet_id")))
 
 
 def _read_tweets(members: Members, base: str, collector: Collector) -> None:
@@ -106,10 +95,8 @@ def _read_tweets(members: Members, base: str, collector: Collector) -> None:
         post = to_post(tweet)
         if post is None:
             collector.leave_out("no_text")
-        elif "deleted_at" in tweet:
-            collector.leave_out("deleted")
-        elif "community_id" in tweet or "community_id_str" in tweet:
-            collector.leave_out("community")
+        elif reason := reason_to_leave_out(plain_names(tweet)):
+            collector.leave_out_post(post, reason)
         else:
             collector.add(post, versions_of(tweet))
 
@@ -124,7 +111,7 @@ def _read_owner(members: Members, base: str) -> tuple[str | None, str | None]:
         ("account.js", "account", "username", "accountDisplayName"),
         ("manifest.js", "userInfo", "userName", "displayName"),
     ):
-        if base + member in members:
+        with contextlib.suppress(BadUpload):  # broken, it takes nothing from the tweets
             for record in _records(members, base, re.compile(re.escape(member))):
                 owner = as_mapping(record.get(key))
                 if handle := as_handle(owner.get(handle_key)):
@@ -173,14 +160,16 @@ def _read_notes(members: Members, base: str) -> Iterator[Note]:
 def attach_note(note: Note, collector: Collector) -> None:
     """Puts the note in the place of the tweet that has its beginning and its time.
 
-    A thread may be posted within a second, so of all tweets that fit by time the longest beginning wins.
+    A thread may be posted within a second, so of all tweets that fit by time the longest beginning wins. Tweets that
+    are left out take part: what belongs to one of them is left out too.
     """
     body = _without_links(note.text)
     best, best_length = None, 0
     since, until = (_moved(note.created_at, slack) for slack in (-_NOTE_CLOCK_SLACK, _NOTE_CLOCK_SLACK))
     for number, text in collector.find_own(since, until, _MAX_CANDIDATES):
         beginning = _beginning(text)
-        if body.startswith(beginning) and len(beginning) > best_length:
+        fits = body.startswith(beginning) and (len(beginning) == len(body) or "…" in text)
+        if fits and len(beginning) > best_length:
             best, best_length = number, len(beginning)
     if best is not None:
         collector.rewrite(best, note.text)
@@ -193,7 +182,7 @@ def _moved(time: datetime, by: timedelta) -> datetime:
         return time
 
 
-@lru_cache(_MAX_CANDIDATES)  # the notes of a thread have the same candidates
+@lru_cache(100 * _MAX_CANDIDATES)  # of at most MAX_OWN_CHARS each; neighbouring notes have the same candidates
 def _beginning(text: str) -> str:
     """No links (the tweet's own, a picture's), no ellipsis, plain characters."""
     return _without_links(unescape(text)).removesuffix("…").rstrip()

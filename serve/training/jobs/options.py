@@ -19,6 +19,7 @@ class RunOptions:
     hub_endpoint: str | None = None
     hub_token: str | None = field(default=None, repr=False)
     num_threads: int | None = None  # of torch; None: its own choice
+    memory_share: float | None = None  # of a CUDA device, at most; None: what it needs
     checkpoint_every_s: float = 45.0
     retry_delay_s: float = 5.0  # before the attempt after one that died
     trackers: str = ""  # that are told of every training, with commas between

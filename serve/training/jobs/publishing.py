@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +38,30 @@ class Publisher:
                 os.rename(pending.stage, trash / "earlier")
         finally:
             self._store.discard(trash)
-        try:
-            found = self._store.resolve(f"{pending.model_id}@{pending.revision}")
-        except ModelNotFound:
+        # It may be published, but not yet named `main`.
+        found = self._store.settle(pending.model_id, pending.revision, main_before=pending.main_before)
+        if found is None:
             self._queue.set_publication(self._claim, None)
-            return None
-        # It was published, but perhaps not yet named `main`: publishing the same revision again does just that.
-        links = self._store.stage()
-        shutil.copytree(found.path, links, copy_function=os.link, dirs_exist_ok=True)
-        return self._store.publish(pending.model_id, links, revision=pending.revision)
+        return found
 
     def publish(self, stage: Path, model_id: str) -> Revision:
         """Makes the staged folder the model's `main`."""
         revision = content_hash(stage)
+        publication = Publication(stage, model_id, revision, self._store.main_of(model_id))
         # Rejected once another attempt has begun; if not, that attempt will know of this folder.
-        self._queue.set_publication(self._claim, Publication(stage, model_id, revision))
-        return self._store.publish(model_id, stage, revision=revision)
+        self._queue.set_publication(self._claim, publication)
+        published = self._store.publish(model_id, stage, revision=revision)
+        # From now on whoever moves `main`, even back to where it was, has decided so later.
+        self._queue.set_publication(self._claim, replace(publication, main_before=revision))
+        return published
+
+    def has_published(self) -> bool:
+        """Whether the job's model is there, whatever went wrong afterwards."""
+        pending = self._queue.resume(self._claim.job.id, self._claim.fence).pending
+        try:
+            return pending is not None and bool(self._store.resolve(f"{pending.model_id}@{pending.revision}"))
+        except ModelNotFound:
+            return False
 
     def publish_checkpoint(self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any]) -> None:
         """Makes the staged folder a revision that only its own name leads to."""
@@ -63,10 +71,12 @@ class Publisher:
         kept = self._queue.record_checkpoint(self._claim, step=step, model_id=named, metrics=metrics)
         self._store.drop_checkpoints(found.model_id, of_job=self._claim.job.id, keep=_revisions(kept))
 
-    def drop_earlier_checkpoints(self, model_id: str, own: Collection[str]) -> tuple[str, ...]:
-        """Those of the trainings before, now that there is a newer model; `own` and the result name model@revision."""
-        dropped = self._store.drop_checkpoints(model_id, keep=_revisions(own))
-        return tuple(f"{model_id}@{revision}" for revision in dropped)
+    def drop_earlier_checkpoints(self, model_id: str, own: Collection[str], going_on: Collection[str]) -> None:
+        """Those of the trainings before, now that there is a newer model.
+
+        `own` name model@revision; `going_on` are jobs, whose own end will do the same for theirs.
+        """
+        self._store.drop_checkpoints(model_id, keep=_revisions(own), spare=going_on)
 
 
 def _revisions(named: Collection[str]) -> list[str]:

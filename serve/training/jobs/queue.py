@@ -48,6 +48,7 @@ class Publication:
     stage: Path
     model_id: str
     revision: str
+    main_before: str | None = None  # the revision that `main` named then, if any
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +150,13 @@ class JobQueue:
 
         def beat(session: Session, row: JobRow) -> Wish | None:
             row.lease_until_ms = read_clock_ms(session) + int(lease_s * 1000)
-            return "cancel" if row.cancel_requested else "pause" if row.pause_requested else None
+            return _wish(row)
 
         return self._change(claim, beat, patience_s=0)
+
+    def read_wish(self, claim: Claim) -> Wish | None:
+        """What the job's owner wants, for who cannot wait until its supervisor hears of it."""
+        return self._change(claim, lambda _session, row: _wish(row))
 
     def add_event(
         self,
@@ -226,6 +231,8 @@ class JobQueue:
         move_durably(source, uploads / file_id)
 
         def name(session: Session, row: JobRow) -> list[str]:
+            if session.scalar(select(FileRow.id).where(FileRow.id == file_id)):
+                return []  # said again, for it was not heard that it had been done
             earlier = list((row.result or {}).get("result_files", ()))
             same = select(FileRow).where(FileRow.id.in_(earlier), FileRow.filename == filename)
             replaced = list(session.scalars(same))
@@ -311,13 +318,18 @@ class JobQueue:
         return self._change(claim, give_back)
 
 
+def _wish(row: JobRow) -> Wish | None:
+    return "cancel" if row.cancel_requested else "pause" if row.pause_requested else None
+
+
 def _stored(publication: Publication) -> dict[str, str]:
-    return {"stage": str(publication.stage), "model_id": publication.model_id, "revision": publication.revision}
+    said = {"stage": str(publication.stage), "model_id": publication.model_id, "revision": publication.revision}
+    return {**said, "main_before": publication.main_before} if publication.main_before else said
 
 
 def _publication(row: JobRow) -> Publication | None:
     stored = row.publication
-    return Publication(Path(stored["stage"]), stored["model_id"], stored["revision"]) if stored else None
+    return Publication(**{**stored, "stage": Path(stored["stage"])}) if stored else None  # type: ignore[arg-type]
 
 
 def _next_row(session: Session, now: int, silent: Sequence[tuple[int, int, int]]) -> JobRow | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import ctypes
 import errno
 import logging
 import os
@@ -35,6 +34,7 @@ from serve.training.jobs.publishing import Publisher
 from serve.training.jobs.queue import MAX_ATTEMPTS, MAX_CHECKPOINTS, Claim, JobQueue
 from serve.training.jobs.store import JobStore
 from serve.training.preprocess import Preprocessed, preprocess
+from serve.training.processes import tie_to_parent
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only when there is something to train
     from serve.training.dataset import Dataset
@@ -46,7 +46,9 @@ NICENESS = 10
 SECONDS_BETWEEN_EVENTS = 1.0
 # Training keeps weights and two moments in float32, in two checkpoints while it replaces one by the next.
 _CHECKPOINT_BYTES = 2 * 3 * 4  # a parameter
-_PR_SET_PDEATHSIG = 1  # Source: linux/prctl.h
+# Checkpoints that can be served are written while they have cost less than this share of training, or this long.
+_CHECKPOINTS_SHARE = 0.05
+_FREE_CHECKPOINTS_S = 2.0
 # Libraries hide the error's number: safetensors in its text, torch behind what its writer then stumbles over.
 _FULL = re.compile(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)|iostream error|unexpected pos \d+ vs \d+")
 
@@ -90,6 +92,8 @@ class JobRun:
         adopted = self._publisher.settle()
         if adopted is not None:
             return self._finish(adopted)
+        if self._queue.read_wish(self._claim):  # what waited only for this to be settled
+            raise Stop
         if self._claim.attempt > MAX_ATTEMPTS:
             self._queue.abandon(self._claim, "its process died while it published")
             return None
@@ -97,6 +101,9 @@ class JobRun:
         # 2. What to learn, and from which model.
         with self._phase("preprocess"):
             data = self._preprocess()
+        # Whoever tidies up after this job finds by the one that there is something, and by the other where.
+        self._options.work_of(self._claim.job.id).mkdir(parents=True, exist_ok=True)
+        self._queue.add_result(self._claim, {"model_id": data.model_id})
         with self._phase("locate_base"):
             base = self._locate_base()
         with self._phase("import"):
@@ -134,16 +141,20 @@ class JobRun:
         judge_by = job.request.validation_file
         validation = None if judge_by is None else patiently(lambda: self._jobs.get_file(judge_by))
         data = preprocess(entries, suffix=job.request.suffix, validation=validation)
+        if data.validation is not None and data.validation.set_aside:
+            message = f"Of the validation file, {len(data.validation.kept):,} texts are judged by: a sample."
+            self._queue.add_event(self._claim, message)
         for own, given in data.renamed:
             message = f"An archive says that it is '{own}'s; its posts are learnt as '{given}'s, as was asked for."
             self._queue.add_event(self._claim, message, level="warn")
         for person in data.people:
             counts = person.cleaned.counts
             few = person.cleaned.status == "warn_few"
+            shared = f", {counts['set_aside']:,} are in the validation file" if "set_aside" in counts else ""
             self._queue.add_event(
                 self._claim,
                 f"'{person.handle}': {counts['downloaded']:,} posts, of which {counts['retweets']:,} are retweets and "
-                f"{counts['short']:,} too short; {counts['kept']:,} are kept."
+                f"{counts['short']:,} too short{shared}; {counts['kept']:,} are kept."
                 + (" That is little: the model will repeat them." if few else ""),
                 level="warn" if few else "info",
             )
@@ -179,7 +190,17 @@ class JobRun:
         spec = self._specify(dataset, base, stage)
         self._check_space(base, len(spec.epochs))
 
+        began, spent_s = time.monotonic(), 0.0
+
         def publish_checkpoint(progress: Progress, write: Write) -> None:
+            nonlocal spent_s
+            started = time.monotonic()
+            if spent_s <= max(_FREE_CHECKPOINTS_S, _CHECKPOINTS_SHARE * (started - began)):
+                with self._forgiving(progress.step):
+                    write_and_publish(progress, write)
+                spent_s += time.monotonic() - started
+
+        def write_and_publish(progress: Progress, write: Write) -> None:
             folder = self._store.stage()
             try:
                 write(folder)
@@ -223,6 +244,22 @@ class JobRun:
         self._store.keep_dataset(stage, dataset_sha256(dataset), to_lines(dataset))
         return result
 
+    @contextlib.contextmanager
+    def _forgiving(self, step: int) -> Iterator[None]:
+        """Training goes on without a checkpoint that there is no room for."""
+        try:
+            yield
+        except Exception as exc:
+            if not isinstance(exc, StoreUnavailable) and not _is_disk_full(exc):
+                raise
+            logger.warning(
+                "checkpoint_left_out job_id=%s step=%d reason=%r", self._claim.job.id, step, type(exc).__name__
+            )
+            with contextlib.suppress(StoreUnavailable):
+                reason = "the disk is full" if _is_disk_full(exc) else "the disk or the job database cannot be used now"
+                message = f"There is no checkpoint of step {step}, for {reason}; training goes on."
+                self._queue.add_event(self._claim, message, level="warn")
+
     def _specify(self, dataset: Dataset, base: Revision, stage: Path) -> FineTuneSpec:
         from serve.training.dataset import epoch_texts
         from serve.training.finetune import (
@@ -242,8 +279,8 @@ class JobRun:
         chosen = {"n_epochs": num_epochs, "batch_size": batch_size, "learning_rate_multiplier": round(multiplier, 6)}
         self._queue.add_result(self._claim, {"hyperparameters": chosen})
         work = self._options.work_of(job.id)
-        # The last attempt starts anew, in case it is the checkpoint that kills.
-        checkpoint = find_checkpoint(work) if self._claim.attempt < MAX_ATTEMPTS else None
+        self._start_anew_if_last(work)
+        checkpoint = find_checkpoint(work)
         if checkpoint is not None:
             self._queue.add_event(self._claim, f"Training goes on from {checkpoint.name.replace('-', ' ')}.")
         return FineTuneSpec(
@@ -255,15 +292,27 @@ class JobRun:
             batch_size=batch_size,
             learning_rate=LEARNING_RATE * multiplier,
             num_threads=self._options.num_threads,
+            memory_share=self._options.memory_share,
             work=work / str(self._claim.fence),
             resume_from=checkpoint,
             checkpoint_every_s=self._options.checkpoint_every_s,
         )
 
+    def _start_anew_if_last(self, work: Path) -> None:
+        """Without the earlier checkpoints, in case it is they that kill: once, for a pause may come in between."""
+        begun = work / "anew"
+        if self._claim.attempt < MAX_ATTEMPTS:
+            begun.unlink(missing_ok=True)
+        elif not begun.exists():
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True, exist_ok=True)
+            begun.touch()
+
     def _check_space(self, base: Revision, num_epochs: int) -> None:
         """Raises: DiskFull before hours are spent rather than after."""
         weights = sum(path.stat().st_size for path in base.path.glob("*.safetensors"))
-        needed = (1 + num_epochs) * weights + _CHECKPOINT_BYTES * read_shape(base.path).num_parameters
+        revisions = 1 + min(num_epochs, MAX_CHECKPOINTS + 1)  # one is published before another is removed
+        needed = revisions * weights + _CHECKPOINT_BYTES * read_shape(base.path).num_parameters
         free = shutil.disk_usage(self._options.data_dir).free
         if free < needed:
             raise DiskFull(
@@ -303,9 +352,11 @@ class JobRun:
         job = self._claim.job
         provenance = read_provenance(revision.path)
         runs = read_runs_of(revision.path, revision.revision)
-        self._add_metrics_file(runs[-1].history)
-        own = [checkpoint.model_id for checkpoint in self._jobs.list_checkpoints(job.id, limit=MAX_CHECKPOINTS).items]
-        self._jobs.forget_checkpoints(self._publisher.drop_earlier_checkpoints(revision.model_id, own))
+        if runs:  # none of a model that an earlier release published
+            self._add_metrics_file(runs[-1].history)
+        own = patiently(lambda: self._jobs.list_checkpoints(job.id, limit=MAX_CHECKPOINTS)).items
+        going_on = patiently(lambda: self._jobs.forget_earlier_checkpoints(revision.model_id, job.id))
+        self._publisher.drop_earlier_checkpoints(revision.model_id, [one.model_id for one in own], going_on)
         self._queue.finish(
             self._claim,
             model_id=revision.model_id,
@@ -327,11 +378,15 @@ class JobRun:
     # --- Ends ---------------------------------------------------------------------------------------------
 
     def _settle(self, exc: Exception) -> None:
-        """An error that a user can understand ends the job; one that may pass is tried again; others are raised."""
-        self._queue.check(self._claim)
+        """An error that a user can understand ends the job, unless there is a model; one that may pass is tried again.
+
+        Others are raised.
+        """
+        has_published = self._publisher.has_published()
         if _is_disk_full(exc) and not isinstance(exc, DiskFull):
             exc = DiskFull("The disk is full. Start the job again when there is room.")
-        if isinstance(exc, StoreUnavailable) and not isinstance(exc, DiskFull):
+        may_pass = isinstance(exc, StoreUnavailable) and not isinstance(exc, DiskFull)
+        if isinstance(exc, RookeryError) and (may_pass or has_published):  # the next attempt finds what is published
             logger.warning("job_attempt_failed job_id=%s reason=%s", self._claim.job.id, exc.message)
             self._queue.abandon(self._claim, exc.message.rstrip("."), self._options.retry_delay_s, code=exc.code)
         elif isinstance(exc, RookeryError):
@@ -365,20 +420,13 @@ def _is_disk_full(exc: BaseException | None) -> bool:
 # --- The process ------------------------------------------------------------------------------------------
 
 
-def _tie_to_parent(parent: int) -> None:
-    """Dies with its supervisor, however that dies: nobody else would keep the lease or stop it."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it had died before
-        os._exit(1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True, help="the job's id")
     parser.add_argument("--token", type=int, required=True, help="the fencing token of its claim")
     parser.add_argument("--parent", type=int, required=True, help="the process without which this one ends")
     arguments = parser.parse_args()
-    _tie_to_parent(arguments.parent)
+    tie_to_parent(arguments.parent)  # however the supervisor dies: nobody else would keep the lease, or stop this
     os.nice(NICENESS)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     stopped_early: list[int] = []
@@ -392,6 +440,9 @@ def main() -> None:
         job_run.run()
     except Conflict:
         logger.warning("job_lost job_id=%s fence=%d", arguments.job, arguments.token)
+    # All that counts is in the job's row. To take torch down in good order would keep the next job waiting for seconds.
+    logging.shutdown()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,36 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import Select, String, delete, func, select
+from sqlalchemy import Select, String, delete, func, or_, select, update
 from sqlalchemy import cast as cast_to
 from sqlalchemy.orm import Session
 
 from serve.database.connection import CREATION_LOCK, Database, read_clock_ms, take_lock
-from serve.database.tables import CheckpointRow, EventRow, FileRow, IdempotencyRow, JobLabelRow, JobRow
+from serve.database.tables import (
+    CheckpointRow,
+    DeliveryRow,
+    EventRow,
+    FileRow,
+    IdempotencyRow,
+    JobLabelRow,
+    JobRow,
+    RunRow,
+)
 from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
 from serve.training.dataset import NAMESPACE
 from serve.training.preprocess import PARAM, VALIDATION_PARAM, preprocess
 from serve.training.tracking.lineage import read_runs
+from serve.training.tracking.outbox import WAITING
 from serve.types import (
     BOT_PURPOSE,
     MAX_ARCHIVES,
@@ -49,14 +60,15 @@ from serve.types import (
 MAX_OPEN_JOBS = 20_000  # of all callers
 RETRY_AFTER_S = 60.0  # where there are too many
 KEY_LIFETIME_S = 24 * 3600  # of an idempotency key
-MAX_SEED = 2**32 - 1  # numpy's limit, which transformers seeds too
+MAX_SEED = 2**32 - 1  # what numpy takes, and so whoever trains on with another program
 # Archives up to this size are read while the caller waits (about 1 s for 64 MB of tweets), so that a file that
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
 
 _STALE_AFTER_S = 24 * 3600
 
-_OPEN = (JobStatus.VALIDATING, JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED)
+_WAITING = (JobStatus.VALIDATING, JobStatus.QUEUED)
+_OPEN = (*_WAITING, JobStatus.RUNNING, JobStatus.PAUSED)
 _Row = TypeVar("_Row", FileRow, JobRow, EventRow, CheckpointRow)
 
 
@@ -79,7 +91,7 @@ class JobStore:
         self._uploads = uploads
         self._check_base = check_base
         self._max_jobs_per_key = max_jobs_per_key
-        uploads.mkdir(parents=True, exist_ok=True)
+        make_private(uploads)
         self._sweep()
 
     # --- Files --------------------------------------------------------------------------------------------
@@ -247,26 +259,22 @@ class JobStore:
         """
         with self._database.write() as session:
             row = _find_open(session, job_id)
-            if row.status == JobStatus.RUNNING or row.publication is not None:
-                row.cancel_requested = True
-                if row.status == JobStatus.PAUSED:
-                    row.status = JobStatus.QUEUED  # its last worker may have published: one more attempt finds out
-                add_event(session, job_id, "Cancelling was asked for.")
-            else:
-                end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
+            _cancel(session, row)
             job = to_job(row)
         if job.status.is_final:
             self.drop_archives(job)
         return job
 
     def pause_job(self, job_id: str) -> Job:
-        """A waiting job pauses at once; a running one with its next checkpoint (seconds).
+        """A waiting job pauses at once; a running one with its next checkpoint (seconds); one to be cancelled never.
 
         Raises: NotFound; Conflict when it has already ended.
         """
         with self._database.write() as session:
             row = _find_open(session, job_id)
-            if row.status == JobStatus.RUNNING:
+            if row.cancel_requested:
+                pass
+            elif row.status == JobStatus.RUNNING:
                 if not row.pause_requested:
                     row.pause_requested = True
                     add_event(session, job_id, "Pausing was asked for.")
@@ -275,13 +283,15 @@ class JobStore:
             return to_job(row)
 
     def resume_job(self, job_id: str) -> Job:
-        """Back to its turn in the queue, or no pause at all where it has not begun.
+        """Back to its turn in the queue or, if that has passed, the next; no pause at all where it has not begun.
 
         Raises: NotFound; Conflict when it is not paused.
         """
         with self._database.write() as session:
+            take_lock(session, CREATION_LOCK)  # turns are given one after the other
             row = _find_open(session, job_id)
             if row.status == JobStatus.PAUSED:
+                row.turn = _turn_again(session, row)
                 row.status = JobStatus.QUEUED
             elif not row.pause_requested:
                 raise Conflict(f"Job '{job_id}' is not paused: it is {row.status}.")
@@ -305,10 +315,51 @@ class JobStore:
             rows, has_more = _page(session, query, CheckpointRow, limit, after, newest_first=True)
             return Page(tuple(map(_to_checkpoint, rows)), has_more)
 
-    def forget_checkpoints(self, model_ids: Collection[str]) -> None:
-        """Their revisions are gone."""
+    def forget_checkpoints(self, job_id: str) -> None:
+        """Their revisions are about to go."""
         with self._database.write() as session:
-            session.execute(delete(CheckpointRow).where(CheckpointRow.model_id.in_(model_ids)))
+            session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))
+
+    def forget_earlier_checkpoints(self, model_id: str, own: str) -> tuple[str, ...]:
+        """Those of the model that other jobs left which have ended; the ids of others that have begun and have not."""
+        with self._database.write() as session:
+            begun = select(JobRow.id).where(JobRow.status.in_(_OPEN), JobRow.started_at.is_not(None), JobRow.id != own)
+            going_on = tuple(session.scalars(begun))
+            of_model = CheckpointRow.model_id.startswith(f"{model_id}@", autoescape=True)
+            over = CheckpointRow.job_id.not_in((own, *going_on))
+            session.execute(delete(CheckpointRow).where(of_model, over))
+            return going_on
+
+    def list_untidy(self) -> list[str]:
+        """Ids of jobs that have ended and left something: checkpoints without a model, or the archives of a bot."""
+        ended = JobRow.status.not_in(_OPEN)
+        with self._database.read() as session:
+            checkpoints = select(JobRow.id).join(CheckpointRow, CheckpointRow.job_id == JobRow.id).distinct()
+            found = set(session.scalars(checkpoints.where(ended, JobRow.status != JobStatus.SUCCEEDED)))
+            archives = set(session.scalars(select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE)))
+            if archives:  # those of earlier jobs go when the next process starts, see `_sweep`
+                since = read_clock_ms(session) // 1000 - _STALE_AFTER_S
+                lately = select(JobRow.id, JobRow.request).where(ended, JobRow.finished_at >= since)
+                found |= {id for id, request in session.execute(lately) if not archives.isdisjoint(_file_ids(request))}
+        return sorted(found)
+
+    def forget_model(self, model_id: str) -> None:
+        """The model was deleted: its jobs that have not ended are cancelled, and what they wrote of it is gone."""
+        with self._database.write() as session:
+            rows = _jobs_of(session, model_id)
+            ids = [row.id for row in rows]
+            session.execute(delete(CheckpointRow).where(CheckpointRow.job_id.in_(ids)))
+            waiting = (DeliveryRow.job_id.in_(ids), DeliveryRow.status == WAITING)
+            session.execute(delete(DeliveryRow).where(*waiting))
+            session.execute(update(RunRow).where(RunRow.job_id.in_(ids)).values(tables={}))
+            with_texts = cast_to(EventRow.data, String).not_like('%"samples": []%')
+            told = select(EventRow).where(EventRow.job_id.in_(ids), EventRow.type == "metrics", with_texts)
+            for event in session.scalars(told):
+                event.data = {**event.data, "samples": []}
+            for row in rows:
+                row.result = {name: value for name, value in row.result.items() if name != "samples"}
+                if not JobStatus(row.status).is_final:
+                    _cancel(session, row)
 
     def list_runs(self, job_id: str) -> tuple[Run, ...]:
         """What is recorded of a job that has ended well; else nothing. Raises: NotFound."""
@@ -352,7 +403,7 @@ def check_request(request: JobRequest) -> None:
     if request.validation_file in {entry.file_id for entry in request.files}:
         raise InvalidRequest(
             "The same file cannot be learnt from and held out: name another one, or none to hold out a tenth.",
-            param="validation_file",
+            param=VALIDATION_PARAM,
         )
     _check_id(request.base_model, "model")
     if request.suffix is not None:
@@ -439,10 +490,43 @@ def _next_turn(session: Session, request: JobRequest) -> int:
     Source: start-time fair queuing (Goyal, Vin and Cheng, 1996), each job of cost one. Each priority has turns of its
     own.
     """
-    turns = select(JobRow.turn).where(JobRow.priority == request.priority).order_by(JobRow.turn.desc()).limit(1)
-    begun = session.scalar(turns.where(JobRow.started_at.is_not(None))) or 0
-    own = session.scalar(turns.where(JobRow.owner == request.owner, JobRow.status.in_(_OPEN))) or 0
-    return max(begun, own) + 1
+    of_owner = (JobRow.owner == request.owner, JobRow.status.in_(_OPEN))
+    turns = select(JobRow.turn).where(JobRow.priority == request.priority, *of_owner)
+    own = session.scalar(turns.order_by(JobRow.turn.desc()).limit(1)) or 0
+    return max(_turn_begun(session, request.priority), own) + 1
+
+
+def _turn_again(session: Session, row: JobRow) -> int:
+    """The first from its own on that is to come and that no waiting job of its owner has: a pause saves none up."""
+    first = max(row.turn, _turn_begun(session, row.priority) + 1)
+    same = (JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.turn >= first)
+    taken = set(session.scalars(select(JobRow.turn).where(*same, JobRow.status.in_(_WAITING), JobRow.seq != row.seq)))
+    return next(turn for turn in itertools.count(first) if turn not in taken)
+
+
+def _turn_begun(session: Session, priority: int) -> int:
+    """Of the job last begun. Those that were given back wait for their turn again."""
+    begun = (JobRow.started_at.is_not(None), JobRow.status.not_in((*_WAITING, JobStatus.PAUSED)))
+    turns = select(JobRow.turn).where(JobRow.priority == priority, *begun).order_by(JobRow.turn.desc()).limit(1)
+    return session.scalar(turns) or 0
+
+
+def _jobs_of(session: Session, model_id: str) -> list[JobRow]:
+    """All that made it, or would have: jobs say so when they have read their archives."""
+    named = func.lower(cast_to(JobRow.result, String)).contains(model_id.lower(), autoescape=True)
+    query = select(JobRow).where(or_(func.lower(JobRow.fine_tuned_model) == model_id.lower(), named))
+    rows = session.scalars(query.with_for_update()).all()
+    return [row for row in rows if model_id.lower() == (row.fine_tuned_model or row.result.get("model_id", "")).lower()]
+
+
+def _cancel(session: Session, row: JobRow) -> None:
+    if row.status == JobStatus.RUNNING or row.publication is not None:
+        row.cancel_requested = True
+        if row.status == JobStatus.PAUSED:
+            row.status = JobStatus.QUEUED  # its last worker may have published: one more attempt finds out
+        add_event(session, row.id, "Cancelling was asked for.")
+    else:
+        end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
 
 
 def _find_by_key(session: Session, owner: str, key: str, digest: str) -> JobRow | None:
@@ -563,6 +647,13 @@ def _page(
     ordered = query.order_by(kind.seq.desc() if newest_first else kind.seq).limit(limit + 1)
     rows = list(session.scalars(ordered))
     return rows[:limit], len(rows) > limit
+
+
+def make_private(folder: Path) -> None:
+    """There is such a folder, for the service's own user alone: what people sent lies there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # another user's, who shares it
+        folder.chmod(0o700)
 
 
 def move_durably(source: Path, target: Path) -> None:

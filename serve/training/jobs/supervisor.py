@@ -24,9 +24,9 @@ from serve.errors import Conflict, NotFound, StoreUnavailable
 from serve.store.revisions import Store
 from serve.training.jobs.options import RunOptions
 from serve.training.jobs.queue import Claim, JobQueue
-from serve.training.jobs.store import JobStore
+from serve.training.jobs.store import JobStore, make_private
 from serve.training.tracking.deliver import Deliverer
-from serve.types import JobStatus
+from serve.types import Job, JobStatus
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ POLL_S = 1.0
 STOP_GRACE_S = 15.0
 # A child that has used no processor time for this long hangs, or was stopped; nothing it waits for takes as long.
 STALL_S = 300.0
+SWEEP_S = 60.0
 
 
 class Supervisor:
@@ -54,17 +55,19 @@ class Supervisor:
         poll_s: float = POLL_S,
         stop_grace_s: float = STOP_GRACE_S,
         stall_s: float = STALL_S,
+        sweep_s: float = SWEEP_S,
     ) -> None:
         assert beat_s < lease_s, "the lease would end between two heartbeats"
         self._options = options
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         self._lease_s, self._beat_s, self._poll_s = lease_s, beat_s, poll_s
-        self._stop_grace_s, self._stall_s = stop_grace_s, stall_s
+        self._stop_grace_s, self._stall_s, self._sweep_s = stop_grace_s, stall_s, sweep_s
         self._database = patiently(lambda: Database(options.database_url))
         # Twice as long as a worker that lives lets pass between heartbeats.
         self._queue = JobQueue(self._database, confirm_s=2 * beat_s)
         self._jobs = JobStore(self._database, options.uploads)
         self._store = Store(options.data_dir, embedded=options.embedded)
+        make_private(options.work_of(""))
         self._deliverer = Deliverer(options, self._database)
         self._stopping = asyncio.Event()
         self._idle = asyncio.Event()
@@ -83,40 +86,47 @@ class Supervisor:
                 await delivering
 
     async def _work(self) -> None:
-        swept = False
+        next_sweep = time.monotonic()
         while not self._stopping.is_set():
+            worked = False
             try:
-                if not swept:
+                if time.monotonic() >= next_sweep:
                     await asyncio.to_thread(self._sweep)
-                    swept = True
+                    next_sweep = time.monotonic() + self._sweep_s
                 worked = await self.run_one()
             except StoreUnavailable as exc:
                 logger.warning("jobs_unavailable reason=%s", exc.message)
-                worked = swept = False  # a job that ended meanwhile may have left its folder
             if not worked:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._poll_s)
 
     async def run_one(self) -> bool:
-        """Claims one job and sees it through; False when there was none."""
-        claim = await asyncio.to_thread(self._queue.claim, self._worker, self._lease_s)
-        if claim is None:
+        """Claims one job and sees it through; False when there was none, or it is stopped."""
+        if self._stopping.is_set():
             return False
+        self._idle.clear()  # also while it claims: a claim that `stop` does not wait for would start a process later
+        try:
+            claim = await asyncio.to_thread(self._queue.claim, self._worker, self._lease_s)
+            if claim is not None:
+                await self._see_through(claim)
+            return claim is not None
+        finally:
+            self._idle.set()
+
+    async def _see_through(self, claim: Claim) -> None:
         started = time.monotonic()
         logger.info("job_started job_id=%s attempt=%d fence=%d", claim.job.id, claim.attempt, claim.fence)
-        self._idle.clear()
         self.job_id = claim.job.id
         try:
             await self._run_child(claim)
         finally:
             self.job_id = None
-            self._idle.set()
+        await asyncio.to_thread(self._store.sweep)  # a child that was killed has staged what the next cannot find
         status = await asyncio.to_thread(self._clean_up, claim.job.id)
         self._deliverer.wake()
         logger.info(
             "job_attempt_ended job_id=%s status=%s duration_s=%.3f", claim.job.id, status, time.monotonic() - started
         )
-        return True
 
     async def stop(self) -> None:
         """Gives the running job back to the queue and returns when its process is gone."""
@@ -246,23 +256,25 @@ class Supervisor:
             if status.is_final:
                 self._jobs.drop_archives(job)
                 if status is not JobStatus.SUCCEEDED:
-                    self._drop_checkpoints(job_id)
+                    self._drop_checkpoints(job)
         if status is None or status.is_final:
             shutil.rmtree(self._options.work_of(job_id), ignore_errors=True)
         return status
 
-    def _drop_checkpoints(self, job_id: str) -> None:
-        """Those that were published: nobody asked for a model that is half made."""
-        published = [checkpoint.model_id for checkpoint in self._jobs.list_checkpoints(job_id, limit=1000).items]
-        for model_id in {name.partition("@")[0] for name in published}:
-            self._store.drop_checkpoints(model_id, of_job=job_id)
-        self._jobs.forget_checkpoints(published)
+    def _drop_checkpoints(self, job: Job) -> None:
+        """Those that were published: nobody asked for a model that is half made. Some may not have been recorded."""
+        listed = self._jobs.list_checkpoints(job.id, limit=1000).items
+        names = [checkpoint.model_id for checkpoint in listed] + [job.result.get("model_id") or ""]
+        self._jobs.forget_checkpoints(job.id)
+        for model_id in {name.partition("@")[0] for name in names if name}:
+            self._store.drop_checkpoints(model_id, of_job=job.id)
 
     def _sweep(self) -> None:
-        """What supervisors that died have left."""
-        root = self._options.work_of("")
-        for folder in root.iterdir() if root.is_dir() else ():
-            self._clean_up(folder.name)
+        """What is left of jobs that ended without a supervisor: it had died, or they were waiting or paused."""
+        self._store.sweep()
+        folders = {folder.name for folder in self._options.work_of("").iterdir()}
+        for job_id in folders.union(self._jobs.list_untidy()):
+            self._clean_up(job_id)
 
 
 def _signal_group(child: asyncio.subprocess.Process, number: signal.Signals) -> None:

@@ -12,10 +12,11 @@ import logging
 
 from PIL import Image, ImageDraw, ImageOps
 
+from serve.training.archives.avatar import MAX_AVATAR_BYTES
+
 logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
-MAX_BYTES = 4 * 2**20  # X takes no more than 2 MB
 MAX_PIXELS = 2048 * 2048  # X keeps 400 x 400, Mastodon as much, Bluesky 1000 x 1000; this is 16 MB, decoded
 
 _CELLS = 10  # a margin of two cells all around, for a circle is cut out of it; the right half mirrors the left
@@ -52,7 +53,7 @@ def hue_of(name: str, lightness: float = 0.45, saturation: float = 0.6) -> tuple
 
 def _decode(data: bytes, size: int) -> Image.Image | None:
     """The first frame, cut to a square, on white where it is transparent."""
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_AVATAR_BYTES:
         return None
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

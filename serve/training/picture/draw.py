@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from serve.training.picture.avatar import draw_avatar, hue_of
 from serve.training.picture.bidi import find_direction
 from serve.training.picture.typesetting import LINE_HEIGHT, Colour, clean_text, draw_block, fit_text, set_text
+from serve.types import PREVIEW_PROMPT
 
 WIDTH, HEIGHT = 1200, 630
 MAX_BYTES = 150_000  # photographs of three, or a text of many emoji: then 256 colours have to do
-PROMPT = "My dream is"
 
 _CARD = (56, 48, WIDTH - 56, HEIGHT - 48)  # left, top, right, bottom
 _PADDING = 52
@@ -54,7 +54,7 @@ class Face:
     avatar: bytes | None = None
 
 
-def draw_picture(faces: Sequence[Face], prediction: str, *, model_id: str = "", prompt: str = PROMPT) -> bytes:
+def draw_picture(faces: Sequence[Face], prediction: str, *, model_id: str = "", prompt: str = PREVIEW_PROMPT) -> bytes:
     """A PNG. `prediction` begins with `prompt`, or goes on from it with its space. One face at least."""
     accent = _accent(faces[0].handle)
     canvas = _draw_background(accent)
@@ -67,7 +67,7 @@ def draw_picture(faces: Sequence[Face], prediction: str, *, model_id: str = "", 
     return data if len(data) <= MAX_BYTES else _encode(canvas.quantize(256, dither=Image.Dither.NONE))
 
 
-def choose_prediction(predictions: Sequence[str], *, prompt: str = PROMPT, learnt: Iterable[str] = ()) -> str:
+def choose_prediction(predictions: Sequence[str], *, prompt: str = PREVIEW_PROMPT, learnt: Iterable[str] = ()) -> str:
     """The first that shows a bot well; where none does, the one with the fewest faults; "" of none.
 
     It has some words, speaks to nobody, links nowhere, is no post that was `learnt`, and was not cut off.

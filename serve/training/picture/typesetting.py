@@ -91,11 +91,12 @@ class Block:
 
 
 def clean_text(text: str, *, max_chars: int) -> str:
-    """One line of what can be drawn: no controls, no marks of direction, no towers; the rest is cut off."""
+    """One line of what can be drawn, "" if none would be seen: no controls, no marks of direction, no towers."""
     spaced = " ".join(text[: 4 * max_chars].split())
     kept = "".join(c for c in spaced if c in _UNSEEN or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
     clusters = (_drawable(cluster) for cluster in split_clusters(unicodedata.normalize("NFC", kept)))
-    return " ".join("".join(clusters)[:max_chars].split())
+    drawn = " ".join("".join(clusters)[:max_chars].split())
+    return drawn if set(drawn) - _UNSEEN - {" "} else ""
 
 
 def split_clusters(text: str) -> list[str]:

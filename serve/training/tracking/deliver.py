@@ -27,6 +27,7 @@ from serve.database.connection import Database
 from serve.errors import StoreUnavailable
 from serve.settings import Settings
 from serve.training.jobs.options import RunOptions
+from serve.training.processes import adopt_orphans, end_descendants, tie_to_parent
 from serve.training.tracking.lineage import read_runs
 from serve.training.tracking.outbox import (
     Delivery,
@@ -36,7 +37,6 @@ from serve.training.tracking.outbox import (
     return_delivery,
     settle_delivery,
 )
-from serve.training.tracking.processes import adopt_orphans, end_descendants, tie_to_parent
 from serve.training.tracking.trackers import UPLOADS, Telling, tracker_environment
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Deliverer:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(child.wait(), STOP_GRACE_S)
             if child.returncode is None:
-                child.kill()
+                os.killpg(child.pid, signal.SIGKILL)  # it leads a session of its own: the tracker's process too
                 await child.wait()
 
 

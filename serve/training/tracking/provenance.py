@@ -19,21 +19,31 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from serve.store.disk import write_json
+from serve.store.model_files import PROVENANCE, RUNS
 from serve.training.clean import MIN_CHARS, MIN_OWN_WORDS, WARN_CHARS
 from serve.training.dataset import HELD_OUT_SHARE, Dataset
 from serve.training.preprocess import Person, Preprocessed
-from serve.types import Artifact, Job, ModelId, Run
+from serve.types import PREVIEW_PROMPT, Artifact, Job, ModelId, Run
 
 if TYPE_CHECKING:
     from serve.store.revisions import Revision
     from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress
 
-PROVENANCE = "rookery.json"
 VERSION = "0.1.0"  # as pyproject.toml says, which an image need not hold
-_RUNS = ("runs/preprocess.json", "runs/train.json")
 _VERSIONED = ("torch", "tokenizers", "numpy", "safetensors")
 _HISTORY = ("step", "train_loss", "valid_loss", "learning_rate", "tokens", "tokens_per_s")
 _SOURCES = Path(__file__).resolve().parents[2]  # of the package `serve`
+# What turns archives and a base into weights. How a job is kept, run, told and shown does not change a byte of them.
+_DECIDING = (
+    "shape.py",
+    "engine/device.py",
+    "store/safetensors_file.py",
+    "store/validate.py",
+    "training/archives/*.py",
+    *(f"training/{name}.py" for name in ("checkpoint", "clean", "dataset", "evaluate")),
+    *(f"training/{name}.py" for name in ("finetune", "gpt2", "learner", "preprocess")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +64,9 @@ class Making:
 
 def write_records(folder: Path, making: Making) -> None:
     """Writes the three files into a model's folder."""
-    for name, run in zip(_RUNS, _runs(making), strict=True):
-        _write_json(folder / name, asdict(run))
-    _write_json(folder / PROVENANCE, _provenance(making))
+    for name, run in zip(RUNS, _runs(making), strict=True):
+        write_json(folder / name, asdict(run))
+    write_json(folder / PROVENANCE, _provenance(making))
 
 
 def write_checkpoint_record(folder: Path, job: Job, base: Revision, data: Preprocessed, progress: Progress) -> None:
@@ -72,7 +82,7 @@ def write_checkpoint_record(folder: Path, job: Job, base: Revision, data: Prepro
         "tags": [],
         "losses": losses,
     }
-    _write_json(folder / PROVENANCE, record)
+    write_json(folder / PROVENANCE, record)
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
@@ -81,11 +91,23 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return provenance
 
 
-def read_runs_of(folder: Path, revision: str) -> tuple[Run, Run]:
-    """The two runs of a published model. `revision` is the model's digest, which its own files cannot hold."""
-    preprocess, train = (_to_run(json.loads((folder / name).read_text(encoding="utf-8"))) for name in _RUNS)
+def read_runs_of(folder: Path, revision: str) -> tuple[Run, ...]:
+    """The two runs of a published model; none where an earlier release wrote them.
+
+    `revision` is the model's digest, which its own files cannot hold.
+    """
+    try:
+        preprocess, train = (to_run(json.loads((folder / name).read_text(encoding="utf-8"))) for name in RUNS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
     outputs = (replace(output, digest=revision) if _is_model(output) else output for output in train.outputs)
     return preprocess, replace(train, outputs=tuple(outputs))
+
+
+def to_run(stored: Mapping[str, Any]) -> Run:
+    """What `asdict` made of a run, and JSON of that."""
+    artifacts = {side: tuple(Artifact(**artifact) for artifact in stored[side]) for side in ("inputs", "outputs")}
+    return Run(**{**stored, **artifacts})
 
 
 def job_result(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,11 +132,16 @@ def dataset_sha256(dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps([dataset.train, dataset.held_out]).encode()).hexdigest()
 
 
+def deciding_files() -> list[Path]:
+    """The Python files that decide the bytes of a model."""
+    return sorted(path for pattern in _DECIDING for path in _SOURCES.glob(pattern))
+
+
 @cache
 def code_sha256() -> str:
-    """Of every Python file of the service: the same hash is the same code, whatever its version is called."""
+    """Of the files in `_DECIDING`: the same hash is the same code, whatever its version is called."""
     digest = hashlib.sha256()
-    for path in sorted(_SOURCES.rglob("*.py")):
+    for path in deciding_files():
         digest.update(f"{path.relative_to(_SOURCES).as_posix()}\0{_sha256(path.read_bytes())}\n".encode())
     return digest.hexdigest()
 
@@ -152,11 +179,6 @@ def _runs(making: Making) -> tuple[Run, Run]:
     return preprocess, train
 
 
-def _to_run(stored: dict[str, Any]) -> Run:
-    artifacts = {side: tuple(Artifact(**artifact) for artifact in stored.pop(side)) for side in ("inputs", "outputs")}
-    return Run(**stored, inputs=artifacts["inputs"], outputs=artifacts["outputs"])
-
-
 def _preprocess_config(making: Making) -> dict[str, Any]:
     return {
         "rules": {
@@ -168,6 +190,7 @@ def _preprocess_config(making: Making) -> dict[str, Any]:
         },
         "seed": making.spec.seed,
         "held_out_share": HELD_OUT_SHARE,
+        "validation_sha256": _files(making)["validation_sha256"],
         "code_sha256": code_sha256(),
         "versions": _versions(),
     }
@@ -252,8 +275,6 @@ def _history(result: FineTuneResult) -> dict[str, list[Any]]:
 
 
 def _examples(result: FineTuneResult) -> dict[str, Any]:
-    from serve.training.evaluate import PREVIEW_PROMPT
-
     return {"columns": ["Input", "Prediction"], "data": [[PREVIEW_PROMPT, text] for text in result.previews]}
 
 
@@ -275,6 +296,12 @@ def _config(making: Making) -> dict[str, Any]:
         "warmup_steps": 0,
         "optimizer": "adamw",
     }
+
+
+def _files(making: Making) -> dict[str, Any]:
+    """The archives that were learnt from, by file id, and apart from them the one that was only judged by."""
+    sha256 = dict(making.data.file_sha256)
+    return {"validation_sha256": sha256.pop(making.job.request.validation_file or "", None), "file_sha256": sha256}
 
 
 def _environment(making: Making) -> dict[str, Any]:
@@ -318,7 +345,7 @@ def _provenance(making: Making) -> dict[str, Any]:
         "counts": making.data.counts,
         "tags": [],
         "dataset_sha256": dataset_sha256(making.dataset),
-        "file_sha256": making.data.file_sha256,
+        **_files(making),
         **_config(making),
         "losses": _losses(result),
         "samples": list(result.previews),
@@ -327,11 +354,6 @@ def _provenance(making: Making) -> dict[str, Any]:
         "duration_s": round(result.duration_s, 2),
         **_environment(making),
     }
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _sha256(content: bytes) -> str:

@@ -4,8 +4,8 @@
 
 W&B and Trackio agree on init, log, Table, Artifact and finish; what they do not is in a class each. They take their
 settings from the environment as always (WANDB_MODE, WANDB_API_KEY, WANDB_BASE_URL, TRACKIO_DIR, TRACKIO_SERVER_URL,
-...). They are told names, hashes, counts, losses and what the model says: no archive's text, and of the weights where
-they lie, unless `Telling.uploads` names them.
+...). They are told names, hashes, counts, losses and what the model says: no archive's text, and of the weights
+whose they are, not where they lie, unless `Telling.uploads` names them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from serve.errors import ModelNotFound
 from serve.store.revisions import Store
+from serve.store.validate import WEIGHTS
+from serve.training.processes import tie_to_parent
 from serve.training.tracking.lineage import run_id
-from serve.training.tracking.processes import tie_to_parent
+from serve.training.tracking.provenance import to_run
 from serve.types import Artifact, Integration, Run
 
 DEFAULT_PROJECT = "huggingtweets"
 UPLOADS = ("texts", "weights")
 MANIFEST = "manifest.json"
-WEIGHTS = "model.safetensors"
 DATASET = "dataset.jsonl.gz"
 INIT_TIMEOUT_S = 30.0  # of W&B's server to answer at all
 _MAX_REASON_CHARS = 300
@@ -55,7 +56,7 @@ class Telling:
         values = json.loads(text)
         integration = values["integration"]
         return cls(
-            runs=tuple(_to_run(run) for run in values["runs"]),
+            runs=tuple(to_run(run) for run in values["runs"]),
             integration=Integration(**{**integration, "tags": tuple(integration["tags"])}),
             data_dir=Path(values["data_dir"]),
             uploads=tuple(values["uploads"]),
@@ -141,6 +142,7 @@ class _Contents:
     def __init__(self, telling: Telling) -> None:
         self._store = Store(telling.data_dir, embedded={})
         self._uploads = telling.uploads
+        self._takes_references = telling.integration.tracker == "wandb"  # Trackio takes none that it cannot follow
         self._models = [
             output.data["model_id"] for run in telling.runs for output in run.outputs if _has_weights(output)
         ]
@@ -157,20 +159,20 @@ class _Contents:
             metadata={**facts, "rookery_version": artifact.version},
         )
         built.add_file(str(manifest), name=MANIFEST)
-        if _has_weights(artifact) and (weights := self._find_weights(artifact)) is not None:
-            if "weights" in self._uploads:
-                built.add_file(str(weights), name=WEIGHTS)
-            else:
-                built.add_reference(weights.as_uri(), name=WEIGHTS, checksum=False)
+        if _has_weights(artifact):
+            self._add_weights(built, artifact)
         if artifact.type == "train-dataset" and "texts" in self._uploads:
             for texts in self._find_texts(artifact):
                 built.add_file(str(texts), name=DATASET)
         return built
 
-    def _find_weights(self, artifact: Artifact) -> Path | None:
-        with contextlib.suppress(ModelNotFound):  # deleted since
-            return self._store.resolve(f"{artifact.data['model_id']}@{artifact.digest}").path.absolute() / WEIGHTS
-        return None
+    def _add_weights(self, built: Any, artifact: Artifact) -> None:
+        name = f"{artifact.data['model_id']}@{artifact.digest}"
+        if "weights" in self._uploads:
+            with contextlib.suppress(ModelNotFound):  # deleted since
+                built.add_file(str(self._store.resolve(name).path.absolute() / WEIGHTS), name=WEIGHTS)
+        elif self._takes_references:
+            built.add_reference(f"rookery://{name}/{WEIGHTS}", name=WEIGHTS, checksum=False)
 
     def _find_texts(self, artifact: Artifact) -> list[Path]:
         found = (self._store.find_dataset(model_id, artifact.digest) for model_id in self._models)
@@ -315,14 +317,6 @@ def _key(artifact: Artifact) -> tuple[str, str, str]:
 
 
 # --- The process --------------------------------------------------------------------------------------------
-
-
-def _to_run(stored: dict[str, Any]) -> Run:
-    run = Run(**stored)
-    inputs, outputs = (
-        tuple(Artifact(**artifact) for artifact in side) for side in (stored["inputs"], stored["outputs"])
-    )
-    return replace(run, inputs=inputs, outputs=outputs)
 
 
 def main() -> None:
