@@ -368,7 +368,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--tweets", type=Path, help="a folder of archives, called by their handles")
     parser.add_argument("--handles", help="whose, separated by commas; three where nothing is said")
     parser.add_argument("--limit", type=int, help="only so many texts of each, the archive's first")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=4, help="of GPT-2 small, the first not counted; 0: none")
     parser.add_argument("--jobs", type=int, default=2, help="whole jobs for each handle; 0: none")
     parser.add_argument("--threads", type=int, default=num_cores())
