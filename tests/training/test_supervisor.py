@@ -29,8 +29,9 @@ from serve.training.jobs import publishing
 from serve.training.jobs import run as run_module
 from serve.training.jobs.publishing import Publisher
 from serve.training.jobs.queue import MAX_ATTEMPTS, Claim, JobQueue, Publication
+from serve.training.jobs.rows import end_job
 from serve.training.jobs.run import JobRun
-from serve.training.jobs.store import JobStore, end_job
+from serve.training.jobs.store import JobStore
 from serve.training.jobs.supervisor import Supervisor
 from serve.types import BOT_PURPOSE, Job, JobRequest, JobStatus, TrainingFile
 from tests.postgres import PostgresServer, is_installed

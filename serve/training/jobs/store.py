@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any
 
-from sqlalchemy import Select, String, delete, func, or_, select, update
+from sqlalchemy import String, delete, func, select, update
 from sqlalchemy import cast as cast_to
 from sqlalchemy.orm import Session
 
@@ -35,6 +33,25 @@ from serve.database.tables import (
 )
 from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
 from serve.training.dataset import NAMESPACE
+from serve.training.jobs.rows import (
+    OPEN_STATES,
+    add_event,
+    add_job,
+    cancel_row,
+    file_ids,
+    find_by_key,
+    find_open,
+    find_row,
+    forget_old_keys,
+    jobs_of,
+    new_id,
+    page_of_rows,
+    pause,
+    to_checkpoint,
+    to_event,
+    to_job,
+    turn_again,
+)
 from serve.training.preprocess import PARAM, VALIDATION_PARAM, preprocess
 from serve.training.tracking.lineage import read_runs
 from serve.training.tracking.outbox import WAITING
@@ -44,8 +61,6 @@ from serve.types import (
     MAX_BATCH_SIZE,
     Checkpoint,
     FileRecord,
-    Hyperparameters,
-    Integration,
     Job,
     JobEvent,
     JobRequest,
@@ -53,23 +68,17 @@ from serve.types import (
     ModelId,
     Page,
     Run,
-    TrainingFile,
     check_range,
 )
 
 MAX_OPEN_JOBS = 20_000  # of all callers
 RETRY_AFTER_S = 60.0  # where there are too many
-KEY_LIFETIME_S = 24 * 3600  # of an idempotency key
 MAX_SEED = 2**32 - 1  # what numpy takes, and so whoever trains on with another program
 # Archives up to this size are read while the caller waits (about 1 s for 64 MB of tweets), so that a file that
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
 
 _STALE_AFTER_S = 24 * 3600
-
-_WAITING = (JobStatus.VALIDATING, JobStatus.QUEUED)
-_OPEN = (*_WAITING, JobStatus.RUNNING, JobStatus.PAUSED)
-_Row = TypeVar("_Row", FileRow, JobRow, EventRow, CheckpointRow)
 
 
 class JobStore:
@@ -114,7 +123,7 @@ class JobStore:
     def get_file(self, file_id: str) -> FileRecord:
         """Raises: NotFound."""
         with self._database.read() as session:
-            return self._file(_find(session, FileRow, file_id))
+            return self._file(find_row(session, FileRow, file_id))
 
     def list_files(
         self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
@@ -122,16 +131,16 @@ class JobStore:
         """Raises: NotFound when there is no file `after`."""
         query = select(FileRow) if purpose is None else select(FileRow).where(FileRow.purpose == purpose)
         with self._database.read() as session:
-            rows, has_more = _page(session, query, FileRow, limit, after, newest_first=newest_first)
+            rows, has_more = page_of_rows(session, query, FileRow, limit, after, newest_first=newest_first)
             return Page(tuple(map(self._file, rows)), has_more)
 
     def delete_file(self, file_id: str) -> None:
         """Raises: NotFound; Conflict while a job that has not ended needs the file."""
         with self._database.write() as session:
-            row = _find(session, FileRow, file_id)
+            row = find_row(session, FileRow, file_id)
             named = cast_to(JobRow.request, String).contains(row.id)  # few enough to look into
-            for job in session.scalars(select(JobRow).where(JobRow.status.in_(_OPEN), named)):
-                if file_id in _file_ids(job.request):
+            for job in session.scalars(select(JobRow).where(JobRow.status.in_(OPEN_STATES), named)):
+                if file_id in file_ids(job.request):
                     raise Conflict(
                         f"File '{file_id}' is needed by job '{job.id}', which is {job.status}: cancel the job first, "
                         "or delete the file when it has ended."
@@ -141,7 +150,7 @@ class JobStore:
 
     def drop_archives(self, job: Job) -> None:
         """Deletes what was uploaded for this job alone. Other files are their uploader's to delete."""
-        for file_id in _file_ids(asdict(job.request)):
+        for file_id in file_ids(asdict(job.request)):
             with contextlib.suppress(NotFound, Conflict):
                 if self.get_file(file_id).purpose == BOT_PURPOSE:
                     self.delete_file(file_id)
@@ -178,18 +187,18 @@ class JobStore:
         digest = self._digest(request) if idempotency_key else ""
         if idempotency_key:
             with self._database.read() as session:
-                if (known := _find_by_key(session, request.owner, idempotency_key, digest)) is not None:
+                if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
         self._check_base(request.base_model)
         status, result = self._validate_files(request)
         with self._database.write() as session:
             take_lock(session, CREATION_LOCK)
             if idempotency_key:  # again: its twin may have been quicker
-                if (known := _find_by_key(session, request.owner, idempotency_key, digest)) is not None:
+                if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
-                _forget_old_keys(session)
+                forget_old_keys(session)
             self._check_room(session, request.owner)
-            row = _add_job(session, request, status, result)
+            row = add_job(session, request, status, result)
             if idempotency_key:
                 session.add(
                     IdempotencyRow(
@@ -233,7 +242,7 @@ class JobStore:
     def get_job(self, job_id: str) -> Job:
         """Raises: NotFound."""
         with self._database.read() as session:
-            return to_job(_find(session, JobRow, job_id))
+            return to_job(find_row(session, JobRow, job_id))
 
     def list_jobs(
         self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
@@ -249,7 +258,7 @@ class JobStore:
             labelled = select(JobLabelRow.job_seq).where(JobLabelRow.key == key, JobLabelRow.value == value)
             query = query.where(JobRow.seq.in_(labelled))
         with self._database.read() as session:
-            rows, has_more = _page(session, query, JobRow, limit, after, newest_first=True)
+            rows, has_more = page_of_rows(session, query, JobRow, limit, after, newest_first=True)
             return Page(tuple(map(to_job, rows)), has_more)
 
     def cancel_job(self, job_id: str) -> Job:
@@ -258,8 +267,8 @@ class JobStore:
         Raises: NotFound; Conflict when it has already ended.
         """
         with self._database.write() as session:
-            row = _find_open(session, job_id)
-            _cancel(session, row)
+            row = find_open(session, job_id)
+            cancel_row(session, row)
             job = to_job(row)
         if job.status.is_final:
             self.drop_archives(job)
@@ -271,7 +280,7 @@ class JobStore:
         Raises: NotFound; Conflict when it has already ended.
         """
         with self._database.write() as session:
-            row = _find_open(session, job_id)
+            row = find_open(session, job_id)
             if row.cancel_requested:
                 pass
             elif row.status == JobStatus.RUNNING:
@@ -289,9 +298,9 @@ class JobStore:
         """
         with self._database.write() as session:
             take_lock(session, CREATION_LOCK)  # turns are given one after the other
-            row = _find_open(session, job_id)
+            row = find_open(session, job_id)
             if row.status == JobStatus.PAUSED:
-                row.turn = _turn_again(session, row)
+                row.turn = turn_again(session, row)
                 row.status = JobStatus.QUEUED
             elif not row.pause_requested:
                 raise Conflict(f"Job '{job_id}' is not paused: it is {row.status}.")
@@ -303,17 +312,17 @@ class JobStore:
         """Newest first. Raises: NotFound."""
         query = select(EventRow).where(EventRow.job_id == job_id)
         with self._database.read() as session:
-            _find(session, JobRow, job_id)
-            rows, has_more = _page(session, query, EventRow, limit, after, newest_first=True)
-            return Page(tuple(map(_to_event, rows)), has_more)
+            find_row(session, JobRow, job_id)
+            rows, has_more = page_of_rows(session, query, EventRow, limit, after, newest_first=True)
+            return Page(tuple(map(to_event, rows)), has_more)
 
     def list_checkpoints(self, job_id: str, *, limit: int, after: str | None = None) -> Page[Checkpoint]:
         """Newest first. Raises: NotFound."""
         query = select(CheckpointRow).where(CheckpointRow.job_id == job_id)
         with self._database.read() as session:
-            _find(session, JobRow, job_id)
-            rows, has_more = _page(session, query, CheckpointRow, limit, after, newest_first=True)
-            return Page(tuple(map(_to_checkpoint, rows)), has_more)
+            find_row(session, JobRow, job_id)
+            rows, has_more = page_of_rows(session, query, CheckpointRow, limit, after, newest_first=True)
+            return Page(tuple(map(to_checkpoint, rows)), has_more)
 
     def forget_checkpoints(self, job_id: str) -> None:
         """Their revisions are about to go."""
@@ -323,7 +332,9 @@ class JobStore:
     def forget_earlier_checkpoints(self, model_id: str, own: str) -> tuple[str, ...]:
         """Those of the model that other jobs left which have ended; the ids of others that have begun and have not."""
         with self._database.write() as session:
-            begun = select(JobRow.id).where(JobRow.status.in_(_OPEN), JobRow.started_at.is_not(None), JobRow.id != own)
+            begun = select(JobRow.id).where(
+                JobRow.status.in_(OPEN_STATES), JobRow.started_at.is_not(None), JobRow.id != own
+            )
             going_on = tuple(session.scalars(begun))
             of_model = CheckpointRow.model_id.startswith(f"{model_id}@", autoescape=True)
             over = CheckpointRow.job_id.not_in((own, *going_on))
@@ -332,7 +343,7 @@ class JobStore:
 
     def list_untidy(self) -> list[str]:
         """Ids of jobs that have ended and left something: checkpoints without a model, or the archives of a bot."""
-        ended = JobRow.status.not_in(_OPEN)
+        ended = JobRow.status.not_in(OPEN_STATES)
         with self._database.read() as session:
             checkpoints = select(JobRow.id).join(CheckpointRow, CheckpointRow.job_id == JobRow.id).distinct()
             found = set(session.scalars(checkpoints.where(ended, JobRow.status != JobStatus.SUCCEEDED)))
@@ -340,13 +351,13 @@ class JobStore:
             if archives:  # those of earlier jobs go when the next process starts, see `_sweep`
                 since = read_clock_ms(session) // 1000 - _STALE_AFTER_S
                 lately = select(JobRow.id, JobRow.request).where(ended, JobRow.finished_at >= since)
-                found |= {id for id, request in session.execute(lately) if not archives.isdisjoint(_file_ids(request))}
+                found |= {id for id, request in session.execute(lately) if not archives.isdisjoint(file_ids(request))}
         return sorted(found)
 
     def forget_model(self, model_id: str) -> None:
         """The model was deleted: its jobs that have not ended are cancelled, and what they wrote of it is gone."""
         with self._database.write() as session:
-            rows = _jobs_of(session, model_id)
+            rows = jobs_of(session, model_id)
             ids = [row.id for row in rows]
             session.execute(delete(CheckpointRow).where(CheckpointRow.job_id.in_(ids)))
             waiting = (DeliveryRow.job_id.in_(ids), DeliveryRow.status == WAITING)
@@ -359,12 +370,12 @@ class JobStore:
             for row in rows:
                 row.result = {name: value for name, value in row.result.items() if name != "samples"}
                 if not JobStatus(row.status).is_final:
-                    _cancel(session, row)
+                    cancel_row(session, row)
 
     def list_runs(self, job_id: str) -> tuple[Run, ...]:
         """What is recorded of a job that has ended well; else nothing. Raises: NotFound."""
         with self._database.read() as session:
-            _find(session, JobRow, job_id)
+            find_row(session, JobRow, job_id)
             return read_runs(session, job_id)
 
     def _training_file(self, file_id: str, param: str = PARAM) -> FileRecord:
@@ -375,7 +386,7 @@ class JobStore:
             raise
 
     def _check_room(self, session: Session, owner: str) -> None:
-        count = select(func.count()).select_from(JobRow).where(JobRow.status.in_(_OPEN))
+        count = select(func.count()).select_from(JobRow).where(JobRow.status.in_(OPEN_STATES))
         num_open = session.scalar(count) or 0
         if num_open >= MAX_OPEN_JOBS:
             raise Overloaded(
@@ -432,221 +443,7 @@ def _check_id(text: str, param: str) -> None:
         ) from exc
 
 
-# --- Rows -------------------------------------------------------------------------------------------------
-
-
-def new_id(prefix: str) -> str:
-    return f"{prefix}-{secrets.token_hex(12)}"
-
-
-def to_job(row: JobRow) -> Job:
-    return Job(
-        id=row.id,
-        request=_to_request(row.request),
-        status=JobStatus(row.status),
-        created_at=row.created_at,
-        seed=row.seed,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        estimated_finish=row.estimated_finish,
-        fine_tuned_model=row.fine_tuned_model,
-        trained_tokens=row.trained_tokens,
-        error_code=row.error_code,
-        error_message=row.error_message,
-        error_param=row.error_param,
-        result=dict(row.result or {}),
-    )
-
-
-def _file_ids(request: Mapping[str, Any]) -> list[str]:
-    """All files that a stored request names."""
-    validation = request.get("validation_file")
-    return [entry["file_id"] for entry in request["files"]] + ([validation] if validation else [])
-
-
-def _add_job(session: Session, request: JobRequest, status: JobStatus, result: dict[str, Any]) -> JobRow:
-    row = JobRow(
-        id=new_id("ftjob"),
-        request=asdict(request),
-        status=status,
-        created_at=read_clock_ms(session) // 1000,
-        seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
-        result=result,
-        owner=request.owner,
-        priority=request.priority,
-        turn=_next_turn(session, request),
-    )
-    session.add(row)
-    session.flush()
-    labels = request.metadata.items()
-    session.add_all(JobLabelRow(job_seq=row.seq, key=key, value=value) for key, value in labels)
-    add_event(session, row.id, "The job was created.")
-    return row
-
-
-def _next_turn(session: Session, request: JobRequest) -> int:
-    """After the job last begun, and after its owner's other jobs: so callers take turns, however many jobs each has.
-
-    Source: start-time fair queuing (Goyal, Vin and Cheng, 1996), each job of cost one. Each priority has turns of its
-    own.
-    """
-    of_owner = (JobRow.owner == request.owner, JobRow.status.in_(_OPEN))
-    turns = select(JobRow.turn).where(JobRow.priority == request.priority, *of_owner)
-    own = session.scalar(turns.order_by(JobRow.turn.desc()).limit(1)) or 0
-    return max(_turn_begun(session, request.priority), own) + 1
-
-
-def _turn_again(session: Session, row: JobRow) -> int:
-    """The first from its own on that is to come and that no waiting job of its owner has: a pause saves none up."""
-    first = max(row.turn, _turn_begun(session, row.priority) + 1)
-    same = (JobRow.priority == row.priority, JobRow.owner == row.owner, JobRow.turn >= first)
-    taken = set(session.scalars(select(JobRow.turn).where(*same, JobRow.status.in_(_WAITING), JobRow.seq != row.seq)))
-    return next(turn for turn in itertools.count(first) if turn not in taken)
-
-
-def _turn_begun(session: Session, priority: int) -> int:
-    """Of the job last begun. Those that were given back wait for their turn again."""
-    begun = (JobRow.started_at.is_not(None), JobRow.status.not_in((*_WAITING, JobStatus.PAUSED)))
-    turns = select(JobRow.turn).where(JobRow.priority == priority, *begun).order_by(JobRow.turn.desc()).limit(1)
-    return session.scalar(turns) or 0
-
-
-def _jobs_of(session: Session, model_id: str) -> list[JobRow]:
-    """All that made it, or would have: jobs say so when they have read their archives."""
-    named = func.lower(cast_to(JobRow.result, String)).contains(model_id.lower(), autoescape=True)
-    query = select(JobRow).where(or_(func.lower(JobRow.fine_tuned_model) == model_id.lower(), named))
-    rows = session.scalars(query.with_for_update()).all()
-    return [row for row in rows if model_id.lower() == (row.fine_tuned_model or row.result.get("model_id", "")).lower()]
-
-
-def _cancel(session: Session, row: JobRow) -> None:
-    if row.status == JobStatus.RUNNING or row.publication is not None:
-        row.cancel_requested = True
-        if row.status == JobStatus.PAUSED:
-            row.status = JobStatus.QUEUED  # its last worker may have published: one more attempt finds out
-        add_event(session, row.id, "Cancelling was asked for.")
-    else:
-        end_job(session, row, JobStatus.CANCELLED, "The job was cancelled.")
-
-
-def _find_by_key(session: Session, owner: str, key: str, digest: str) -> JobRow | None:
-    """Raises: Conflict when the key came with another request."""
-    query = select(IdempotencyRow).where(IdempotencyRow.owner == owner, IdempotencyRow.key == key)
-    known = session.scalars(query).first()
-    if known is None or known.created_at <= _oldest_key(session):
-        return None
-    if known.request_sha256 != digest:
-        raise Conflict(
-            "This Idempotency-Key has already come with another request, which made job "
-            f"'{known.job_id}': send a new key with a new request. Keys are remembered for {KEY_LIFETIME_S // 3600} h."
-        )
-    return _find(session, JobRow, known.job_id)
-
-
-def _forget_old_keys(session: Session) -> None:
-    session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at <= _oldest_key(session)))
-
-
-def _oldest_key(session: Session) -> int:
-    return read_clock_ms(session) // 1000 - KEY_LIFETIME_S
-
-
-def add_event(
-    session: Session,
-    job_id: str,
-    message: str,
-    *,
-    level: Literal["info", "warn", "error"] = "info",
-    metrics: Mapping[str, Any] | None = None,
-) -> None:
-    """One line of the job's history, in the caller's transaction; with `metrics`, an event of that type."""
-    session.add(
-        EventRow(
-            id=new_id("ftevent"),
-            job_id=job_id,
-            created_at=read_clock_ms(session) // 1000,
-            level=level,
-            message=message,
-            type="message" if metrics is None else "metrics",
-            data=dict(metrics or {}),
-        )
-    )
-
-
-def end_job(session: Session, row: JobRow, status: JobStatus, message: str) -> None:
-    """The one way into a final state. Raising the fence cuts off whoever still works on the job."""
-    assert status.is_final and not JobStatus(row.status).is_final
-    row.status = status
-    row.finished_at = read_clock_ms(session) // 1000
-    row.estimated_finish = None
-    row.fence += 1
-    row.worker = row.publication = None
-    add_event(session, row.id, message, level="error" if status is JobStatus.FAILED else "info")
-
-
-def pause(session: Session, row: JobRow) -> None:
-    """Nobody works on it any more, and nobody will until its owner says so."""
-    row.status = JobStatus.PAUSED
-    row.pause_requested = False
-    row.fence += 1  # NOTE: `publication` stays, for the next attempt to settle
-    row.worker = row.estimated_finish = None
-    add_event(session, row.id, "The job is paused.")
-
-
-def _to_request(stored: Mapping[str, Any]) -> JobRequest:
-    return JobRequest(
-        base_model=stored["base_model"],
-        files=tuple(TrainingFile(**entry) for entry in stored["files"]),
-        hyperparameters=Hyperparameters(**stored["hyperparameters"]),
-        suffix=stored["suffix"],
-        seed=stored["seed"],
-        metadata=stored["metadata"],
-        # Jobs of the first release lack what follows.
-        validation_file=stored.get("validation_file"),
-        integrations=tuple(
-            Integration(**{**entry, "tags": tuple(entry["tags"])}) for entry in stored.get("integrations", ())
-        ),
-        priority=stored.get("priority", 0),
-        owner=stored.get("owner", ""),
-    )
-
-
-def _to_event(row: EventRow) -> JobEvent:
-    level = cast(Literal["info", "warn", "error"], row.level)
-    kind = cast(Literal["message", "metrics"], row.type)
-    return JobEvent(row.id, row.job_id, row.created_at, level, row.message, kind, row.data)
-
-
-def _to_checkpoint(row: CheckpointRow) -> Checkpoint:
-    return Checkpoint(row.id, row.job_id, row.created_at, row.step, row.model_id, row.metrics)
-
-
-def _find_open(session: Session, job_id: str) -> JobRow:
-    """Raises: NotFound; Conflict."""
-    row = _find(session, JobRow, job_id, lock=True)
-    if JobStatus(row.status).is_final:
-        raise Conflict(f"Job '{job_id}' has already ended: it is {row.status}.")
-    return row
-
-
-def _find(session: Session, kind: type[_Row], row_id: str, *, lock: bool = False, param: str | None = None) -> _Row:
-    query = select(kind).where(kind.id == row_id)
-    row = session.scalars(query.with_for_update() if lock else query).first()
-    if row is None:
-        noun = {FileRow: "file", JobRow: "job", EventRow: "event", CheckpointRow: "checkpoint"}[kind]
-        raise NotFound(f"There is no {noun} '{row_id[:64]}'.", param=param)
-    return row
-
-
-def _page(
-    session: Session, query: Select[_Row], kind: type[_Row], limit: int, after: str | None, *, newest_first: bool
-) -> tuple[list[_Row], bool]:
-    if after is not None:
-        seq = _find(session, kind, after, param="after").seq
-        query = query.where(kind.seq < seq if newest_first else kind.seq > seq)
-    ordered = query.order_by(kind.seq.desc() if newest_first else kind.seq).limit(limit + 1)
-    rows = list(session.scalars(ordered))
-    return rows[:limit], len(rows) > limit
+# --- On the disk ---------------------------------------------------------------------------------------
 
 
 def make_private(folder: Path) -> None:
