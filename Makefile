@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs clean
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs hub-check clean
 
 install: $(INSTALLED)
 
@@ -46,6 +46,10 @@ bench-train: $(INSTALLED)
 # Ten bots judged; needs tweets: make quality ARGS="--tweets FOLDER"
 quality: $(INSTALLED)
 	@$(BIN)/python -m loadtest.train_quality $(ARGS)
+
+# Rookery's clients, a hostile Hub, hostile weights, an outage and 100,000 models; ends with one JSON line.
+hub-check: $(INSTALLED)
+	@$(BIN)/python -m tests.hub.check $(ARGS)
 
 # Trainers killed at random, on either database; ends with one JSON line.
 KILLS ?= 200

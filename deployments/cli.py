@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import webbrowser
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -406,6 +406,73 @@ def remove(
         finally:  # those before one that is refused are gone
             if as_json and deleted:
                 _print_json({"object": "list", "data": deleted})
+
+
+# --- The Hub ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def pull(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@REVISION]", help="For example huggingtweets/ada.")],
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Have the server fetch a model from the Hub, or its newest revision, and keep it."""
+    from deployments.push import pull_model
+
+    with Client(url) as client:
+        try:
+            info = pull_model(client, model)
+        except KeyboardInterrupt:
+            typer.echo(f"\nThe server goes on with it. See it with: rookery pull {model}", err=True)
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+    if as_json:
+        return _print_json(info)
+    console.print(f"{info['id']} is here as revision {info['revision']}.", markup=False, soft_wrap=True)
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@REVISION]", help="For example huggingtweets/ada.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ORG/NAME",
+            help="Its id there. Default: its own, or that NAME under your account where you may not write to it. "
+            "Has to be given to replace what was not pushed from a Rookery.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Who sees a new repository. Default: a private model stays private, others as your account says.",
+        ),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(envvar="HF_ENDPOINT", metavar="URL", help="Another Hub than the public one.")
+    ] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: _AsJson = False,
+) -> None:
+    """Put a model on the Hugging Face Hub, with its card and picture, tagged with its revision.
+
+    As you: by HF_TOKEN, or after `hf auth login`. What is pushed is what the Hub's `main` then is. Push again after an
+    interruption: what has arrived is not sent again, and nothing changes where all of it is there. A card that was
+    edited on the Hub stays until another revision is pushed.
+    """
+    from deployments.push import push_model
+
+    with Client(url) as client:
+        try:
+            pushed = push_model(client, model, to=to, private=private, endpoint=endpoint)
+        except KeyboardInterrupt:
+            typer.echo("\nPush again: it goes on where it was.", err=True)
+            raise typer.Exit(_EXIT_INTERRUPTED) from None
+    if as_json:
+        return _print_json(asdict(pushed))
+    what = "was already at" if pushed.skipped else "is now at"
+    console.print(f"{model} {what} {pushed.url} as {pushed.tag}.", markup=False, soft_wrap=True)
 
 
 # --- The border -------------------------------------------------------------------------------------------

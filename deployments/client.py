@@ -6,6 +6,7 @@ Knows the routes and the shape of an error; what it returns is the server's JSON
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ _PATIENCE_S = 60.0  # a server that restarts takes up its jobs again; so long is
 _UPLOAD_TRIES = 3
 _UPLOAD_PAUSE_S = 1.0  # before the second try, twice that before the third
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ServerUnreachable(RookeryError):
@@ -62,9 +63,12 @@ class JobView:
 
 
 class Client:
-    """One server, by its URL. All methods raise Refused or ServerUnreachable, or refuse themselves what is no id."""
+    """One server, by its URL. All methods raise Refused or ServerUnreachable, or refuse themselves what is no id.
 
-    def __init__(self, url: str) -> None:
+    It sends `key` with every request; None: the one in ROOKERY_API_KEY, if any.
+    """
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
         try:
             host = httpx.URL(self.url).host
@@ -72,8 +76,11 @@ class Client:
             host = ""
         if not host:
             raise ServerUnreachable(f"'{url[:200]}' is no address of a server, such as http://127.0.0.1:8000.")
+        self.key = api_key() if key is None else key
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
         # A proxy for the world outside knows nothing of this machine's own loopback.
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=host not in _LOOPBACK)
+        trusts_proxies = host not in LOOPBACK
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=trusts_proxies, headers=headers)
 
     def __enter__(self) -> Client:
         return self
@@ -97,6 +104,18 @@ class Client:
 
     def roll_back(self, model_id: str, revision: str) -> Json:
         return self._call("POST", f"{_model_path(model_id)}/rollback", json={"revision": revision})
+
+    def pull(self, model_id: str) -> Iterator[Json]:
+        """How far the server is with fetching it from the Hub, again and again, and at last the model."""
+        with self._open("POST", f"{_model_path(model_id)}/pull") as response:
+            last: Json = {}
+            for line in response.iter_lines():
+                last = _parse(self.url, line.encode())
+                if "error" in last:
+                    raise Refused(last["error"]["message"])
+                yield last
+        if last.get("object") != "model":
+            raise AnswerLost(f"The answer of {self.url} broke off; the pull goes on there. Look with: rookery ls")
 
     def list_residents(self) -> Json:
         return self._call("GET", "/v1/residents")
@@ -216,6 +235,11 @@ class Client:
                 f"No answer from {self.url} ({type(exc).__name__}). Start the service with 'rookery up', or name "
                 "another one with --url or ROOKERY_URL."
             ) from exc
+
+
+def api_key() -> str:
+    """Who sends it sees private models. Not an option of the command: others on the machine can read those."""
+    return os.environ.get("ROOKERY_API_KEY", "")
 
 
 def _model_path(model_id: str) -> str:

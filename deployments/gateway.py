@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -27,8 +28,10 @@ from ray.serve.handle import DeploymentHandle
 from deployments.parts import open_jobs, read_settings, run_options
 from deployments.replay import Transcript
 from deployments.wire import unpack
+from serve.api.access import Access
 from serve.api.app import build_api
 from serve.errors import Overloaded, RookeryError, StoreUnavailable
+from serve.hub.opening import open_hub
 from serve.metrics import Metrics
 from serve.store.opening import open_store
 from serve.training.dataset import preview
@@ -86,9 +89,10 @@ class HandleGenerator:
         except Exception as exc:
             raise translate(exc) from exc
 
-    async def metrics_text(self) -> str:
-        """The expositions of all replicas as one."""
-        return join_expositions(dict(await self._ask_all("metrics_text")))
+    async def metrics_text(self, own: Metrics) -> str:
+        """The expositions of all replicas as one, with what the gateway's `own` share with theirs."""
+        texts: dict[str, str] = dict(await self._ask_all("metrics_text"))
+        return join_expositions({**texts, "gateway": own.render_shared()})
 
     async def _ask_all(self, method: str, *args: Any) -> list[Any]:
         """What the replicas answer; one that has died in the meantime has nothing to tell or to forget."""
@@ -112,17 +116,20 @@ class Gateway:
         self._generator = HandleGenerator(generator)
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray's name for it
-        jobs = open_jobs(self._settings)
+        jobs, store, metrics = open_jobs(self._settings), open_store(self._settings), Metrics(part="api")
+        store.describe_in_background()
         return build_api(
             generator=self._generator,
-            catalogue=open_store(self._settings),
+            catalogue=store,
             files=jobs,
             jobs=jobs,
             upload_dir=run_options(self._settings).uploads,
             default_base=self._settings.base,
-            metrics=Metrics(part="api"),
-            extra_metrics=self._generator.metrics_text,
+            metrics=metrics,
+            extra_metrics=partial(self._generator.metrics_text, metrics),
             preview=preview,
+            puller=open_hub(self._settings, store, metrics) if self._settings.hub_enabled else None,
+            access=Access.from_setting(self._settings.api_keys),
             sends_request_id=False,  # Ray Serve does
         )
 

@@ -27,7 +27,8 @@ def reproduce_model(
     settings: Settings, model_id: str, archives: Sequence[Path], *, out: Path | None, strict: bool
 ) -> Reproduction:
     """Warns of what differs on standard error, and shows there how far it is. Raises: RookeryError."""
-    from serve.store.opening import open_hub, open_store
+    from serve.hub.opening import open_hub
+    from serve.store.opening import open_store
     from serve.training.reproduce import reproduce
 
     store = open_store(settings)

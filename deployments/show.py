@@ -291,6 +291,58 @@ class JobProgress:
         return {**metrics, "valid_loss": self._held_out.get(job_id)} if metrics else metrics
 
 
+class TransferProgress:
+    """A live bar of a model on its way; where there is no terminal, a line at each new phase and quarter."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.description}", style="cyan", markup=False),
+            BarColumn(bar_width=30),
+            _Transferred(),
+            TextColumn("{task.fields[file]}", style="dim", markup=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._told: tuple[str, int] | None = None
+
+    def __enter__(self) -> TransferProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def pause(self) -> None:
+        """Gives the terminal to another's bars, until the next `update`."""
+        self._bars.stop()
+
+    def update(self, phase: str, file: str, num_bytes: int, total_bytes: int) -> None:
+        """Shows how far it is. `total_bytes` 0: nobody knows yet."""
+        if not self._console.is_terminal:
+            stage = phase, 4 * num_bytes // total_bytes if total_bytes else 0
+            if self._told != stage:
+                self._told = stage
+                self._console.print(Text(f"{phase} {_transferred(num_bytes, total_bytes)}".strip()), soft_wrap=True)
+            return
+        self._bars.start()
+        if self._task is None:
+            self._task = self._bars.add_task(phase, total=None, file="")
+        total = total_bytes or None
+        self._bars.update(self._task, description=phase, total=total, completed=num_bytes, file=plain(file))
+
+
+class _Transferred(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(_transferred(int(task.completed), int(task.total or 0)))
+
+
+def _transferred(num_bytes: int, total_bytes: int) -> str:
+    return f"{as_bytes(num_bytes)} of {as_bytes(total_bytes)}" if total_bytes else ""
+
+
 def _phase(view: JobView) -> str:
     """`running` says little; whether there were steps yet, and how many are left, says more."""
     if view.status is not JobStatus.RUNNING:

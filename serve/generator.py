@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,17 +22,21 @@ from serve.engine.text import Vocabulary
 from serve.errors import (
     ContextLengthExceeded,
     InvalidRequest,
+    ModelNotFound,
     Overloaded,
     RookeryError,
 )
 from serve.flush import FlushClock
+from serve.hub.opening import open_hub
+from serve.hub.session import Session
 from serve.loader import EngineLoader, Facts
 from serve.locator import Locator
 from serve.metrics import Metrics
 from serve.pool.loader import Evicted, Loaded, LoadFailed, PoolEvent
 from serve.pool.pool import ModelPool
 from serve.settings import Settings
-from serve.store.opening import open_hub, open_store
+from serve.store.opening import open_store
+from serve.store.revisions import Revision
 from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
 
 logger = logging.getLogger(__name__)
@@ -41,14 +45,20 @@ _MAX_FRESH = 1024  # tokens of some 250 bytes, with five alternatives each; gRPC
 
 
 class LocalGenerator:
-    """A `Generator` in this process; make it inside the event loop that will use it, and `close` it."""
+    """A `Generator` in this process; make it inside the event loop that will use it, and `close` it.
 
-    def __init__(self, settings: Settings, *, metrics: Metrics | None = None) -> None:
+    `open_session` makes its ways to the Hub.
+    """
+
+    def __init__(
+        self, settings: Settings, *, metrics: Metrics | None = None, open_session: Callable[..., Session] = Session
+    ) -> None:
         self._settings = settings
         self._metrics = metrics or Metrics(part="engine")
         self._loop = asyncio.get_running_loop()
         store = open_store(settings)
-        self._locator = Locator(store, open_hub(settings, store))
+        hub = open_hub(settings, store, self._metrics, open_session=open_session)
+        self._locator = Locator(store, hub, self._metrics)
         config = engine_config(settings)
         self._engine = Engine(config, on_outputs=self._on_outputs, on_step=self._on_step)
         self._loader = EngineLoader(store, self._engine)
@@ -69,18 +79,13 @@ class LocalGenerator:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         """Raises: ModelNotFound, ModelUnusable, InvalidRequest, Overloaded, ... before the first delta."""
         arrived = time.monotonic()
-        revision, fetch_s = await self._locator.locate(request.model_id)
-        key = f"{revision.model_id}@{revision.revision}"
-        facts = await asyncio.to_thread(self._loader.facts, key)
-        plans = await asyncio.to_thread(_plan, request, facts)
-        async with AsyncExitStack() as stack:
-            lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
-            if self._closed:
-                raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
-            tier: Tier = "hub" if fetch_s else lease.tier
-            origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
-            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin, request.is_whole)
-            self._start(call, lease.slot, stack.pop_all())
+        revision, fetch_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+        try:
+            call = await self._admit(request, revision, fetch_s, arrived)
+        except ModelNotFound:  # it was here: since then it has made room for another one, or was replaced
+            await self._pool.forget(lambda key: key == _key_of(revision))
+            revision, again_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+            call = await self._admit(request, revision, fetch_s + again_s, arrived)
         try:
             async for outputs in call.flushes():
                 yield _deltas(call, outputs)
@@ -97,7 +102,7 @@ class LocalGenerator:
 
     async def forget(self, model_id: str) -> None:
         wanted = model_id.lower()  # ids name the same model in any case
-        self._locator.forget(wanted)
+        await self._locator.forget(wanted)
         await self._pool.forget(lambda key: key.partition("@")[0].lower() == wanted)
 
     async def check_ready(self) -> None:
@@ -124,6 +129,21 @@ class LocalGenerator:
         """Raises: RookeryError when no text can ever be written here again."""
         if not self._engine.is_alive:
             raise RookeryError("The engine's thread has ended.")
+
+    async def _admit(self, request: GenerationRequest, revision: Revision, fetch_s: float, arrived: float) -> _Call:
+        """The request's sequences, with the engine, which took `fetch_s` to bring the revision here."""
+        key = _key_of(revision)
+        facts = await asyncio.to_thread(self._loader.facts, key)
+        plans = await asyncio.to_thread(_plan, request, facts)
+        async with AsyncExitStack() as stack:
+            lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
+            if self._closed:
+                raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
+            tier: Tier = "hub" if fetch_s else lease.tier
+            origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
+            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin, request.is_whole)
+            self._start(call, lease.slot, stack.pop_all())
+        return call
 
     def _start(self, call: _Call, slot: Slot, lease: AsyncExitStack) -> None:
         """From here on the weights are the engine's: the lease ends with its last output, however slow the reader."""
@@ -171,6 +191,10 @@ class LocalGenerator:
                 self._metrics.model_evictions.labels(event.reason).inc()
         self._metrics.pool_resident_bytes.set(self._pool.used_bytes)
         self._metrics.pool_resident_models.set(len(self._pool.residents()))
+
+
+def _key_of(revision: Revision) -> str:
+    return f"{revision.model_id}@{revision.revision}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
 from serve.store.revisions import Store
 from serve.store.safetensors_file import TensorEntry, read_header
-from serve.store.validate import check_folder, read_json
+from serve.store.validate import check_folder
 from serve.types import Tier
 
 WEIGHTS = "model.safetensors"
@@ -104,11 +104,10 @@ class EngineLoader:
         """Raises: ModelNotFound, ModelUnusable."""
         folder = self._store.resolve(key).path
         shape = check_folder(folder)
-        # As transformers has it: where the config ties the head, one that lies in the file all the same is ignored.
-        tied = read_json(folder / "config.json").get("tie_word_embeddings", True) is not False
         with _translated(key):
             weights = WeightsFile.open(folder / WEIGHTS)
-        layout = Layout(shape, tied=tied or not weights.has_head)
+        # As transformers 5 has it: a head that lies in the file is used, though the config may tie it.
+        layout = Layout(shape, tied=not weights.has_head)
         vocabulary = self._vocabularies.load(folder)
         # A tokenizer numbers its tokens anew where its files contradict each other.
         if vocabulary.eos_id >= shape.vocab_size:
@@ -119,6 +118,10 @@ class EngineLoader:
     def prepare(self, key: str) -> Prepared[Facts]:
         facts = self.facts(key)
         with _translated(key):
+            if _stamp(facts.weights.path.stat()) != facts.weights.stamp:  # it made room, and was fetched again
+                self.facts.cache_clear()
+                with suppress(ModelNotFound):  # replaced by hand meanwhile: loading will say so
+                    facts = self.facts(key)
             tier: Tier = "host" if _is_cached(facts.weights.path) else "disk"
         return Prepared(self._engine.model_bytes(facts.layout), tier, facts)
 

@@ -23,6 +23,7 @@ class Metrics:
 
     Where API and engine are processes of their own, each passes its `part`: the others' metrics can
     still be called but are not exposed, so that joined expositions never hold the same series twice.
+    What both count is `shared`: in the API's process it is not in `registry`, to be joined with the engines' own.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None, *, part: Part = "all") -> None:
@@ -31,6 +32,7 @@ class Metrics:
         def owned_by(owner: Part) -> CollectorRegistry | None:
             return self.registry if part in ("all", owner) else None
 
+        self.shared = CollectorRegistry() if part == "api" else self.registry
         api = owned_by("api")
         self.requests = Counter("rookery_requests", "HTTP requests answered.", ["route", "status"], registry=api)
         self.request_duration = Histogram(
@@ -50,6 +52,14 @@ class Metrics:
         self.tokens_generated = Counter("rookery_tokens_generated", "Tokens sent to callers.", registry=api)
         self.prompt_tokens = Counter("rookery_prompt_tokens", "Tokens of the prompts answered.", registry=api)
 
+        self.pull_duration = Histogram(
+            "rookery_pull_duration_seconds",
+            "Models pulled by hand, from the question to the Hub to the published model, or to why there is none.",
+            ["outcome"],
+            buckets=_SECONDS,
+            registry=api,
+        )
+
         engine = owned_by("engine")
         self.model_loads = Counter(
             "rookery_model_loads", "Models brought into memory.", ["tier", "outcome"], registry=engine
@@ -63,6 +73,16 @@ class Metrics:
         )
         self.model_evictions = Counter(
             "rookery_model_evictions", "Models dropped from memory.", ["reason"], registry=engine
+        )
+        self.hub_fetch_duration = Histogram(
+            "rookery_hub_fetch_duration_seconds",
+            "From the question to the Hub to the published model, or to why there is none.",
+            ["outcome"],
+            buckets=_SECONDS,
+            registry=engine,
+        )
+        self.disk_evictions = Counter(
+            "rookery_disk_evictions", "Models from the Hub dropped from the disk.", ["reason"], registry=self.shared
         )
         self.pool_resident_bytes = Gauge("rookery_pool_resident_bytes", "Bytes of models in memory.", registry=engine)
         self.pool_budget_bytes = Gauge("rookery_pool_budget_bytes", "Bytes models may take.", registry=engine)
@@ -81,3 +101,7 @@ class Metrics:
     def render(self) -> str:
         """The Prometheus text exposition of what this process owns."""
         return generate_latest(self.registry).decode()
+
+    def render_shared(self) -> str:
+        """The same of what engines count as well."""
+        return generate_latest(self.shared).decode()

@@ -39,7 +39,10 @@ class Settings:
     hub_enabled: bool = True
     hub_endpoint: str = ""  # "": the public Hub, or HF_ENDPOINT
     hub_token: str = ""
-    hub_deadline_s: float = 600.0
+    hub_deadline_s: float = 600.0  # for all of a model's files; what came of them is kept for the next try
+    hub_bytes: int = 0  # of models fetched from the Hub, the least recently used go first; 0: while the disk has room
+    api_key: str = ""  # what the command line sends
+    api_keys: str = ""  # with commas between; who sends one sees private models. "": everybody sees everything
     trainer_threads: int = 0  # of a training process; 0: all cores
     max_jobs_per_key: int = 100  # that have not ended
     trackers: str = ""  # that are told of every training, with commas between: wandb, trackio

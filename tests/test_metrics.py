@@ -20,3 +20,12 @@ def test_a_metric_of_another_part_can_be_called_and_is_not_shown() -> None:
     metrics = Metrics(part="api")
     metrics.queue_depth.set(3)
     assert "queue_depth" not in metrics.render()
+
+
+def test_what_api_and_engine_both_count_is_apart_in_the_api_and_among_the_others_elsewhere() -> None:
+    api, engine, whole = Metrics(part="api"), Metrics(part="engine"), Metrics()
+    for metrics in (api, engine, whole):
+        metrics.disk_evictions.labels("budget").inc()
+    line = 'rookery_disk_evictions_total{reason="budget"} 1.0'
+    assert line not in api.render() and line in api.render_shared()
+    assert engine.render().count(line) == whole.render().count(line) == 1

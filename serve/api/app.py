@@ -18,12 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api import bots, fine_tuning, health, huggingface, models, openai, status
+from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status
 from serve.api import files as files_api
+from serve.api.access import Access
 from serve.api.service import Limits, Preview, Service
 from serve.errors import RookeryError
 from serve.metrics import Metrics
-from serve.types import Catalogue, Files, Generator, Jobs
+from serve.types import Catalogue, Files, Generator, Jobs, Puller
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def build_api(
     extra_metrics: Callable[[], Awaitable[str]] | None = None,
     limits: Limits | None = None,
     preview: Preview | None = None,
+    puller: Puller | None = None,
+    access: Access | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """All routes over the given parts. `extra_metrics` gives the exposition of other processes.
@@ -64,16 +67,20 @@ def build_api(
         metrics=metrics or Metrics(),
         limits=limits or Limits(),
         preview=preview,
+        puller=puller,
+        access=access or Access(),
     )
     app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in (
         openai.router(service),
         models.router(service),
+        pull.router(service),
         files_api.router(service),
         fine_tuning.router(service),
         bots.router(service),
         huggingface.router(service),
         health.router(service, extra_metrics),
+        hub.router(service),  # last: its paths begin with any model's name
     ):
         app.include_router(router)
 

@@ -14,11 +14,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Annotated, Any, TypeVar
+from urllib.parse import parse_qs
 
 import anyio.to_thread
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    RootModel,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -27,9 +36,10 @@ from serve.api.service import Limits
 from serve.api.status import BodyTooLarge, BodyTooSlow, UnsupportedMediaType, invalid
 from serve.errors import BadUpload, InvalidRequest, disk_error
 
-B = TypeVar("B", bound="Body")
+B = TypeVar("B", bound=BaseModel)
 
 _MAX_PARTS = 64
+_MAX_FIELDS = 10_000
 _MAX_FIELD_BYTES = 64 << 10
 _WRITE_BYTES = 1 << 20  # a write to disk takes a thread hop; this much pays for it
 
@@ -38,6 +48,18 @@ class Body(BaseModel):
     """A JSON body: strict (no true for 1, no "3" for 3), finite numbers only, unknown keys ignored."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+
+def _as_texts(value: Any) -> Any:
+    values = value if isinstance(value, list) else [value]
+    return [str(one).lower() if isinstance(one, bool) else one for one in values]
+
+
+_Texts = Annotated[list[str], BeforeValidator(_as_texts)]
+
+
+class _Fields(RootModel[dict[str, _Texts]]):
+    pass
 
 
 def expected(what: str) -> WrapValidator:
@@ -55,6 +77,14 @@ def expected(what: str) -> WrapValidator:
 async def read_json(request: Request, kind: type[B], limits: Limits) -> B:
     """The body as `kind`. Raises: InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow."""
     _check_json_type(request)
+    raw = await _read_whole(request, limits)
+    try:
+        return kind.model_validate_json(raw)
+    except ValidationError as exc:
+        raise invalid(exc) from exc
+
+
+async def _read_whole(request: Request, limits: Limits) -> bytes:
     raw = bytearray()
     try:
         async with asyncio.timeout(limits.json_read_s):
@@ -62,10 +92,22 @@ async def read_json(request: Request, kind: type[B], limits: Limits) -> B:
                 raw += chunk
     except TimeoutError as exc:
         raise BodyTooSlow(f"The body did not arrive within {limits.json_read_s:g} s.") from exc
+    return bytes(raw)
+
+
+async def read_fields(request: Request, limits: Limits) -> dict[str, list[str]]:
+    """A small form of names and values, each as often as it was sent, or a JSON object of texts and lists of them.
+
+    Raises: InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow.
+    """
+    kind, _ = parse_options_header(request.headers.get("content-type"))
+    if kind != b"application/x-www-form-urlencoded":
+        return (await read_json(request, _Fields, limits)).root
+    raw = await _read_whole(request, limits)
     try:
-        return kind.model_validate_json(bytes(raw))
-    except ValidationError as exc:
-        raise invalid(exc) from exc
+        return parse_qs(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+    except ValueError as exc:
+        raise InvalidRequest(f"The form cannot be read, or has more than {_MAX_FIELDS} fields.") from exc
 
 
 def _check_json_type(request: Request) -> None:

@@ -32,7 +32,7 @@ def router(service: Service) -> APIRouter:
     """/v1/bots and /v1/archives/preview."""
     routes = APIRouter(prefix="/v1")
 
-    @routes.post("/bots")
+    @routes.post("/bots", dependencies=service.access.required)
     async def create_bot(request: Request) -> Response:
         """Archives in, a training job out."""
         key, owner = read_idempotency_key(request), caller_of(request)

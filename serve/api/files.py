@@ -18,7 +18,7 @@ from serve.types import TRAINING_PURPOSE, FileRecord
 
 def router(service: Service) -> APIRouter:
     """/v1/files."""
-    routes = APIRouter(prefix="/v1/files")
+    routes = APIRouter(prefix="/v1/files", dependencies=service.access.required)
 
     @routes.post("")
     async def create_file(request: Request) -> Response:

@@ -28,7 +28,7 @@ _ORGANIZATION = "rookery"
 
 def router(service: Service) -> APIRouter:
     """/v1/fine_tuning/jobs."""
-    routes = APIRouter(prefix="/v1/fine_tuning/jobs")
+    routes = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=service.access.required)
     jobs = service.jobs
 
     async def reply(act: Callable[[], Job]) -> Response:

@@ -79,10 +79,10 @@ def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None)
                 log.warning("extra_metrics_unavailable", exc_info=True)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    @routes.get("/v1/residents")
+    @routes.get("/v1/residents", dependencies=service.access.required)
     async def list_residents() -> Response:
-        residents = [_resident_json(one) for one in await service.generator.residents()]
-        return json_reply({"object": "list", "data": residents})
+        residents = await service.generator.residents()
+        return json_reply({"object": "list", "data": [_resident_json(one) for one in residents]})
 
     return routes
 

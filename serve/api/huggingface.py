@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -32,7 +34,7 @@ from serve.api.generation import (
 )
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
-from serve.errors import InvalidRequest
+from serve.errors import InvalidRequest, ModelNotFound
 from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, TokenInfo
 
 _FINISH = {"stop": "eos_token", "length": "length", "stop_sequence": "stop_sequence"}
@@ -96,7 +98,7 @@ def router(service: Service) -> APIRouter:
         is_stream = stream or bool(body.stream)
         _check(parameters, is_stream, as_list)
         asked = _to_request(body.inputs, parameters, model_id, request.state.request_id, caller_of(request), is_stream)
-        run = Run(service, asked, arrival(request))
+        run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
         has_full_text = as_list if parameters.return_full_text is None else parameters.return_full_text
         written = _Answer(run, parameters, body.inputs if has_full_text else "")
         if is_stream:
@@ -123,8 +125,12 @@ def router(service: Service) -> APIRouter:
         return await answer(request, model, as_list=True)
 
     @routes.get("/info")
-    async def info() -> Response:
-        base = await anyio.to_thread.run_sync(service.catalogue.get_model, service.default_base)
+    async def info(request: Request) -> Response:
+        find = partial(service.access.find_model, service.catalogue, service.default_base, request)
+        try:
+            base = await anyio.to_thread.run_sync(find)
+        except ModelNotFound:  # its name is not the caller's: it is not repeated
+            raise ModelNotFound("The model that answers where none is named is not here.", param="model") from None
         return json_reply(
             {
                 "model_id": base.model_id,

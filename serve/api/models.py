@@ -5,7 +5,6 @@ An id has one slash or none, percent-encoded or not, and may name a revision beh
 
 from __future__ import annotations
 
-import re
 from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,18 +15,16 @@ from pydantic import Field
 from starlette.responses import Response
 
 from serve.api.body import Body, read_json
+from serve.api.caching import cache_control, is_known
 from serve.api.generation import check_model_id
 from serve.api.lists import After, as_list, page_of
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import ModelNotFound
-from serve.types import Catalogue, ModelId, ModelInfo, RevisionInfo
+from serve.types import ModelId, ModelInfo, RevisionInfo
 
 _Limit = Annotated[int, Query(ge=1, le=10_000)]
 
-# A revision never changes; where none is named whole, the next look may find another picture.
-_WHOLE_REVISION = re.compile(r"[0-9a-f]{40}")
-_FOR_EVER, _ASK_AGAIN = "public, max-age=31536000, immutable", "no-cache"
 _MAX_PICTURE_BYTES = 8 << 20  # ours have some 100 kB; a folder from elsewhere may hold anything under that name
 
 
@@ -38,14 +35,18 @@ class RollbackBody(Body):
 def router(service: Service) -> APIRouter:
     """/v1/models and what is below."""
     routes = APIRouter(prefix="/v1/models")
-    catalogue = service.catalogue
+    catalogue, access = service.catalogue, service.access
 
     @routes.get("")
     async def list_models(
-        limit: _Limit = 1000, after: After = None, q: Annotated[str | None, Query(max_length=256)] = None
+        request: Request,
+        limit: _Limit = 1000,
+        after: After = None,
+        q: Annotated[str | None, Query(max_length=256)] = None,
     ) -> Response:
         def read() -> dict[str, Any]:
-            page = catalogue.list_models(limit=limit, after=after, query=q)
+            with_private = access.has_key(request)
+            page = catalogue.list_models(limit=limit, after=after, query=q, with_private=with_private)
             return as_list([model_json(info) for info in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
@@ -53,10 +54,12 @@ def router(service: Service) -> APIRouter:
     # Before the look-up, whose path would match these too.
 
     @routes.get("/{model:path}/versions")
-    async def list_versions(model: str, limit: _Limit = 1000, after: After = None) -> Response:
+    async def list_versions(model: str, request: Request, limit: _Limit = 1000, after: After = None) -> Response:
         def read() -> dict[str, Any]:
-            if namesake := _find_namesake(catalogue, model, "versions"):
+            if namesake := _find_namesake(service, request, model, "versions"):
                 return model_json(namesake)
+            if not access.has_key(request):  # with one, checkpoints are there before the model is
+                access.find_model(catalogue, model, request)
             found = catalogue.list_revisions(str(ModelId.parse(model)))
             page = page_of(found, [_version_id(info) for info in found], limit, after)
             return as_list([version_json(info) for info in page.items], page.has_more)
@@ -65,30 +68,33 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{model:path}/picture")
     async def read_picture(model: str, request: Request) -> Response:
-        def read() -> ModelInfo | bytes:
-            return _find_namesake(catalogue, model, "picture") or _read(catalogue.find_picture(model))
+        revision = ModelId.parse(model).revision
 
-        check_model_id(model)
-        found = await anyio.to_thread.run_sync(read)
-        if isinstance(found, ModelInfo):
-            return json_reply(model_json(found))
-        is_fixed = bool(_WHOLE_REVISION.fullmatch(ModelId.parse(model).revision or ""))
-        return _picture_reply(found, request, is_fixed=is_fixed)
+        def read() -> Response:
+            if namesake := _find_namesake(service, request, model, "picture"):
+                return json_reply(model_json(namesake))
+            info = access.find_model(catalogue, model, request)
+            caching = cache_control(revision, is_private=info.is_private)
+            return _picture_reply(_read(catalogue.find_picture(model)), request, caching)
 
-    @routes.post("/{model:path}/rollback")
+        return await anyio.to_thread.run_sync(read)
+
+    @routes.post("/{model:path}/rollback", dependencies=access.required)
     async def roll_back(model: str, request: Request) -> Response:
         body = await read_json(request, RollbackBody, service.limits)
         wanted = ModelId.parse(f"{ModelId.parse(model)}@{body.revision}")
-        assert wanted.revision is not None
-        found = await anyio.to_thread.run_sync(catalogue.roll_back, str(wanted), wanted.revision)
-        return json_reply(version_json(found))
+        revision = wanted.revision
+        assert revision is not None
+
+        made_main = await anyio.to_thread.run_sync(catalogue.roll_back, str(wanted), revision)
+        return json_reply(version_json(made_main))
 
     @routes.get("/{model:path}")
-    async def retrieve_model(model: str) -> Response:
+    async def retrieve_model(model: str, request: Request) -> Response:
         check_model_id(model)
-        return json_reply(model_json(await anyio.to_thread.run_sync(catalogue.get_model, model)))
+        return json_reply(model_json(await anyio.to_thread.run_sync(access.find_model, catalogue, model, request)))
 
-    @routes.delete("/{model:path}")
+    @routes.delete("/{model:path}", dependencies=access.required)
     async def delete_model(model: str) -> Response:
         check_model_id(model)
         deleted = await anyio.to_thread.run_sync(catalogue.delete_model, model)
@@ -114,6 +120,8 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "context_length": info.context_length,
         "counts": {handle: dict(counts) for handle, counts in info.counts.items()},
         "tags": list(info.tags),
+        "private": info.is_private,
+        "from_hub": info.from_hub,
     }
 
 
@@ -137,12 +145,12 @@ def _version_id(info: RevisionInfo) -> str:
     return f"{info.model_id}@{info.revision}"
 
 
-def _find_namesake(catalogue: Catalogue, model: str, word: str) -> ModelInfo | None:
+def _find_namesake(service: Service, request: Request, model: str, word: str) -> ModelInfo | None:
     """The bot of @versions, whose path is also the one to the versions of a model `huggingtweets`: it goes first."""
     if "/" in model or "@" in model:
         return None
     try:
-        return catalogue.get_model(check_model_id(f"{model}/{word}"))
+        return service.access.find_model(service.catalogue, check_model_id(f"{model}/{word}"), request)
     except ModelNotFound:
         return None
 
@@ -160,14 +168,9 @@ def _read(path: Path) -> bytes:
     return picture
 
 
-def _picture_reply(picture: bytes, request: Request, *, is_fixed: bool) -> Response:
+def _picture_reply(picture: bytes, request: Request, caching: str) -> Response:
     etag = f'"{blake2b(picture, digest_size=16).hexdigest()}"'
-    headers = {
-        "etag": etag,
-        "cache-control": _FOR_EVER if is_fixed else _ASK_AGAIN,
-        "x-content-type-options": "nosniff",
-    }
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    if etag in known or "*" in known:
+    headers = {"etag": etag, "cache-control": caching, "x-content-type-options": "nosniff"}
+    if is_known(request.headers.get("if-none-match"), etag):
         return Response(None, 304, headers)
     return Response(picture, 200, headers, media_type="image/png")

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -99,7 +100,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/completions")
     async def create_completion(request: Request) -> Response:
         body = await read_json(request, CompletionBody, service.limits)
-        run = Run(service, _to_request(body, request.state.request_id, caller_of(request)), arrival(request))
+        asked = _to_request(body, request.state.request_id, caller_of(request))
+        run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
         answer = _Answer(body, run)
         if body.stream:
             return EventStream(answer.events(), lambda: timing_headers(run), service.limits.generate_s)

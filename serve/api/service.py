@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from serve.api.access import Access
 from serve.metrics import Metrics
-from serve.types import Catalogue, Files, Generator, Jobs
+from serve.types import Catalogue, Files, Generator, Jobs, Puller
 
 
 class Preview(Protocol):
@@ -52,3 +53,5 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
     preview: Preview | None = None  # None: nobody can look into archives here
+    puller: Puller | None = None  # None: there is no Hub
+    access: Access = field(default_factory=Access)

@@ -58,10 +58,15 @@ class BodyTooSlow(RookeryError):
     code = "request_timeout"
 
 
+class KeyNeeded(RookeryError):
+    code = "invalid_api_key"  # OpenAI's
+
+
 STATUS: Mapping[type[RookeryError], int] = {
     InvalidRequest: 400,
     ContextLengthExceeded: 400,
     BadUpload: 400,
+    KeyNeeded: 401,
     ModelGated: 403,
     ModelNotFound: 404,
     NotFound: 404,
@@ -129,7 +134,7 @@ def body_of(error: RookeryError, path: str) -> dict[str, Any]:
 def reply_to(error: RookeryError, path: str) -> Response:
     """The whole HTTP answer for `error`."""
     status = status_of(error, path)
-    headers = {}
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, KeyNeeded) else {}
     if status in (429, 503, 507):
         headers["retry-after"] = str(_retry_after(error))
     if isinstance(error, _FINAL):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCardData
 
+from serve.store.describe import BOT_TAG
 from serve.store.model_files import PREPROCESS_RUN, TRAIN_RUN
 from serve.types import PREVIEW_PROMPT, ModelId
 
@@ -62,7 +63,7 @@ def _front_matter(facts: CardFacts) -> str:
         base_model=_printable(facts.base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["huggingtweets"],
+        tags=[BOT_TAG],
         thumbnail=PICTURE,
         widget=[{"text": PREVIEW_PROMPT}],
     )

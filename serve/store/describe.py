@@ -5,24 +5,28 @@ Reads small files only, and never fails for what is in them: a damaged model is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from serve.errors import ModelUnusable
 from serve.shape import GPT2Shape
+from serve.store.datasets import DATASETS
 from serve.store.disk import write_json
-from serve.store.model_files import PICTURES, PROVENANCE, model_files
+from serve.store.marks import MARKS
+from serve.store.model_files import PICTURES, PROVENANCE
 from serve.store.validate import read_json, read_shape
 from serve.types import ModelId, ModelInfo, RevisionInfo
 
 MAX_CARD_BYTES = 1_000_000
+BOT_TAG = "huggingtweets"  # by which the Hub finds bots of this kind
 
 _COUNTS = ("downloaded", "retweets", "short", "kept")
 _DATES = range(253_370_764_800)  # Unix seconds before the year 9999: no later one can be shown as a date
 
 
-def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
+def describe(model_id: str, revision: str, folder: Path, *, is_private: bool = False) -> ModelInfo:
     """The catalogue's entry for one folder."""
     provenance = _read(folder / PROVENANCE)
     shape = _shape(folder)
@@ -31,14 +35,16 @@ def describe(model_id: str, revision: str, folder: Path) -> ModelInfo:
         model_id=model_id,
         revision=revision,
         created_at=_created_at(folder, provenance),
-        num_bytes=_num_bytes(folder),
+        num_bytes=size_of(folder),
         owned_by=ModelId.parse(model_id).namespace or "rookery",
         base_model=_text(base_model) if isinstance(base_model, str) else None,
         handles=_strings(provenance.get("handles")),
         num_parameters=shape.num_parameters if shape else None,
         context_length=shape.n_positions if shape else None,
         counts=_counts(provenance.get("counts")),
-        tags=_strings(provenance.get("tags")),
+        tags=_tags(provenance),
+        is_private=is_private,
+        from_hub=_is_from_hub(provenance),
     )
 
 
@@ -50,12 +56,29 @@ def describe_revision(model_id: str, revision: str, folder: Path, *, is_main: bo
         model_id=model_id,
         revision=revision,
         created_at=_created_at(folder, provenance),
-        num_bytes=_num_bytes(folder),
+        num_bytes=size_of(folder),
         is_main=is_main,
         job_id=_text(job_id) if isinstance(job_id, str) else None,
         step=_step(provenance),
         losses=_losses(losses) if isinstance(losses, dict) else {},
     )
+
+
+def is_from_hub(folder: Path) -> bool:
+    """Whether the folder was fetched from a Hub, and can be again."""
+    return _is_from_hub(_read(folder / PROVENANCE))
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files of a model; the data sets that are kept privately beside it are not the model's."""
+    total = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += size_of(folder / entry.name) if entry.name != DATASETS else 0
+            elif entry.is_file() and entry.name not in MARKS:
+                total += entry.stat().st_size
+    return total
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -103,8 +126,14 @@ def _created_at(folder: Path, provenance: Mapping[str, Any]) -> int:
     return next((time for time in (said, changed) if type(time) is int and time in _DATES), 0)
 
 
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in model_files(folder))
+def _is_from_hub(provenance: Mapping[str, Any]) -> bool:
+    return provenance.get("source") == "hub"
+
+
+def _tags(provenance: Mapping[str, Any]) -> tuple[str, ...]:
+    """What it was published with; the bots that are made here all carry one, as their cards say."""
+    said = _strings(provenance.get("tags"))
+    return said or ((BOT_TAG,) if provenance.get("handles") else ())
 
 
 def _step(provenance: Mapping[str, Any]) -> int | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from serve.errors import disk_error
+
+_held = threading.local()  # `paths`: the locks of each thread
 
 
 @contextmanager
@@ -23,11 +26,24 @@ def translated(action: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One writer at a time, of all threads and processes."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file ends it, so a dead process holds nothing
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One writer at a time, of all threads and processes. Who holds it may take it again.
+
+    Raises: BlockingIOError where another holds it and `wait` is not set.
+    """
+    held: set[Path] = _held.__dict__.setdefault("paths", set())
+    if path in held:
         yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(
+            file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # closing the file ends it, so a dead process holds nothing
+        held.add(path)
+        try:
+            yield
+        finally:
+            held.remove(path)
 
 
 def sync(path: Path) -> None:

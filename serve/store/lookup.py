@@ -1,6 +1,7 @@
 """Names to revisions: which folder a model id means, in any case, with an alias, a revision or how one begins.
 
-Reads names and small files of the disk, and changes nothing.
+Reads names and small files of the disk, and changes nothing. An id as it is spelled here costs a few looks at the
+disk, any other one look into the index; neither depends on how many models there are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from functools import cached_property
 from pathlib import Path
 
 from serve.errors import ModelNotFound
-from serve.store.homes import Homes
+from serve.store.homes import NO_NAMESPACE, Homes
+from serve.store.index import Index, IndexUnavailable, despite_damage
+from serve.store.marks import PRIVATE, is_marked
 from serve.store.model_files import content_hash, fingerprint
 from serve.types import ModelId
 
@@ -28,28 +31,45 @@ class Revision:
     model_id: str
     revision: str
     path: Path
+    is_private: bool = False  # the model, now
 
 
 class Lookup:
     """The revisions in `homes`, and the models in `embedded`, which come with the program."""
 
-    def __init__(self, homes: Homes, embedded: Mapping[str, Path]) -> None:
-        self._homes = homes
+    def __init__(self, homes: Homes, index: Index, embedded: Mapping[str, Path]) -> None:
+        self._homes, self._index = homes, index
         self._embedded = {model_id.lower(): _Embedded(model_id, path) for model_id, path in embedded.items()}
 
     def is_embedded(self, wanted: ModelId) -> bool:
         """Whether any model of this name comes with the program."""
         return str(wanted).lower() in self._embedded
 
-    def ids(self) -> set[str]:
-        """Of all models, and of homes in which none lives."""
-        return {embedded.model_id for embedded in self._embedded.values()} | self._homes.ids()
+    def embedded(self) -> list[Revision]:
+        """The models that come with the program."""
+        return [Revision(one.model_id, one.revision, one.path) for one in self._embedded.values()]
+
+    def home_of(self, wanted: ModelId) -> Path | None:
+        """The model's home: by its exact name first, then whatever the case (X handles have none)."""
+        exact = self._homes.of(wanted)
+        if exact.is_dir():
+            return exact
+        homes = (self._homes.of(ModelId.parse(model_id)) for model_id in self._other_spellings(wanted))
+        return next((home for home in homes if home.is_dir()), None)
+
+    def _other_spellings(self, wanted: ModelId) -> list[str]:
+        lower_id = str(wanted).lower()
+        try:
+            return despite_damage(lambda: self._index.spellings(wanted.namespace, lower_id))
+        except IndexUnavailable:
+            ids = self._homes.ids((wanted.namespace or NO_NAMESPACE).lower())
+            return sorted((one for one in ids if one.lower() == lower_id), reverse=True)
 
     def find(self, wanted: ModelId) -> Revision | None:
         """The model's own folder. Raises: ModelNotFound for a beginning that several revisions share."""
         if self.is_embedded(wanted):
             return self._find_embedded(wanted)
-        home = self._homes.find(wanted)
+        home = self.home_of(wanted)
         return None if home is None else self._find_in(home, wanted.revision or MAIN)
 
     def revisions(self, wanted: ModelId) -> list[Revision]:
@@ -57,17 +77,31 @@ class Lookup:
         if self.is_embedded(wanted):
             found = self._find_embedded(wanted)
             return [found] if found else []
-        home = self._homes.find(wanted)
+        home = self.home_of(wanted)
         made_at: dict[Revision, int] = {}
-        for one in self._revisions_in(home) if home else ():
+        for one in self.revisions_in(home) if home else ():
             with suppress(FileNotFoundError):  # removed since
                 made_at[one] = _made_at(one)
         return sorted(made_at, key=made_at.__getitem__, reverse=True)
+
+    def aliases(self, wanted: ModelId) -> dict[str, str]:
+        """Name -> revision. What has no links, a folder put there by hand or an embedded one, has `main`."""
+        home = None if self.is_embedded(wanted) else self.home_of(wanted)
+        found: dict[str, str] = {}
+        if home is not None:
+            links = (path for path in home.iterdir() if path.is_symlink())
+            found = {path.name: os.readlink(path) for path in links if (path / "config.json").is_file()}
+        main = None if MAIN in found else self.find(wanted)
+        return found | ({MAIN: main.revision} if main else {})
 
     def _find_embedded(self, wanted: ModelId) -> Revision | None:
         embedded = self._embedded[str(wanted).lower()]
         found = Revision(embedded.model_id, embedded.revision, embedded.path)
         return found if wanted.revision in (None, MAIN) or _begins(found, wanted.revision) else None
+
+    def main_in(self, home: Path) -> Revision | None:
+        """The model's newest revision."""
+        return self._find_in(home, MAIN)
 
     def _find_in(self, home: Path, name: str) -> Revision | None:
         """By alias, by revision, then by how a revision begins."""
@@ -75,10 +109,10 @@ class Lookup:
         if (path / "config.json").is_file():
             # The link is read once: what a request is given stays, whatever `main` points to next.
             path = home / os.readlink(path) if path.is_symlink() else path
-            return Revision(self._homes.id_of(home), path.name, path)
+            return Revision(self._homes.id_of(home), path.name, path, is_marked(home, PRIVATE))
         if name == MAIN:
             return self._put_by_hand(home)
-        found = [one for one in self._revisions_in(home) if _begins(one, name)]
+        found = [one for one in self.revisions_in(home) if _begins(one, name)]
         if len(found) > 1:
             raise ModelNotFound(
                 f"{len(found)} revisions of '{self._homes.id_of(home)}' begin with '{name}'; give more of it.",
@@ -86,18 +120,23 @@ class Lookup:
             )
         return found[0] if found else None
 
-    def _revisions_in(self, home: Path) -> list[Revision]:
-        model_id = self._homes.id_of(home)
+    def revisions_in(self, home: Path) -> list[Revision]:
+        """All of a home, in no order."""
+        model_id, is_private = self._homes.id_of(home), is_marked(home, PRIVATE)
         with os.scandir(home) as entries:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
-        found = [Revision(model_id, name, home / name) for name in names if (home / name / "config.json").is_file()]
+        found = [
+            Revision(model_id, name, home / name, is_private)
+            for name in names
+            if (home / name / "config.json").is_file()
+        ]
         by_hand = self._put_by_hand(home)
         return found + ([by_hand] if by_hand else [])
 
     def _put_by_hand(self, home: Path) -> Revision | None:
         if not (home / "config.json").is_file():
             return None
-        return Revision(self._homes.id_of(home), fingerprint(home), home)
+        return Revision(self._homes.id_of(home), fingerprint(home), home, is_marked(home, PRIVATE))
 
 
 class _Embedded:

@@ -12,6 +12,7 @@ from serve.errors import ModelUnusable
 from serve.store.convert import convert_weights, shard_names
 from serve.store.datasets import DATASETS
 from serve.store.disk import read_in_order, sync
+from serve.store.marks import MARKS
 from serve.store.validate import WEIGHTS
 
 REVISION_LENGTH = 40  # hex digits, as a commit's
@@ -38,8 +39,9 @@ WEIGHT_FILES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "p
 
 
 def model_files(folder: Path) -> Iterator[Path]:
-    """Every file of a model; the data sets that are kept privately beside it are not the model's."""
-    return (path for path in folder.rglob("*") if path.is_file() and path.parent.name != DATASETS)
+    """Every file of a model; the data sets that are kept privately beside it, and marks, are not the model's."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return (path for path in files if path.parent.name != DATASETS and path.name not in MARKS)
 
 
 def copy_model(source: Path, target: Path) -> None:
@@ -92,7 +94,7 @@ def fingerprint(folder: Path) -> str:
     total = hashlib.sha256()
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.is_file():
+            if entry.is_file() and entry.name not in MARKS:
                 status = entry.stat()
                 total.update(f"{entry.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return total.hexdigest()[:REVISION_LENGTH]

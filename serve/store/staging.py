@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-_STALE_AFTER_S = 24 * 3600
+STALE_AFTER_S = 24 * 3600
 
 
 class Staging:
@@ -22,7 +22,7 @@ class Staging:
 
     def new(self) -> Path:
         """An empty folder of this process's own."""
-        return Path(tempfile.mkdtemp(prefix=f"{_owner(os.getpid())}.", dir=self._root))
+        return Path(tempfile.mkdtemp(prefix=own_prefix(), dir=self._root))
 
     def holds(self, folder: Path) -> bool:
         """Whether `folder` comes from `new`."""
@@ -42,17 +42,25 @@ class Staging:
 
     def sweep(self) -> None:
         """Removes what processes that no longer live have left behind."""
-        host, now = socket.gethostname(), time.time()
+        now = time.time()
         for folder in self._root.iterdir():
-            owner_host, _, rest = folder.name.partition(":")
-            pid = rest.split(".")[0]
-            local = owner_host == host and pid.isdigit()
-            dead = local and not folder.name.startswith(f"{_owner(int(pid))}.")
             try:
-                if dead or now - folder.stat().st_mtime > _STALE_AFTER_S:
+                if is_orphaned(folder.name) or now - folder.stat().st_mtime > STALE_AFTER_S:
                     shutil.rmtree(folder, ignore_errors=True)
             except FileNotFoundError:
                 continue  # its owner, or another sweeper, was quicker
+
+
+def own_prefix() -> str:
+    """How the names of this process's own folders begin."""
+    return f"{_owner(os.getpid())}."
+
+
+def is_orphaned(name: str) -> bool:
+    """Whether the process of this machine whose own a folder of this name was no longer lives."""
+    host, _, rest = name.partition(":")
+    pid = rest.split(".")[0]
+    return host == socket.gethostname() and pid.isdigit() and not name.startswith(f"{_owner(int(pid))}.")
 
 
 def _owner(pid: int) -> str:

@@ -21,7 +21,19 @@ from serve.store.safetensors_file import TensorEntry, read_header
 WEIGHTS = "model.safetensors"
 MAX_JSON_BYTES = 10_000_000  # GPT-2's own tokenizer.json has 2.1 MB
 
-_TOKENIZER_CLASSES = {"GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"}
+_TOKENIZER_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+# Settings under which transformers would run other code, or compute with other numbers than the weights' own.
+_FOREIGN = ("custom_code", "trust_remote_code", "quantization_config")
+_FLAGS = ("tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention")
+# transformers takes either name, and the right one where both are there; no shape would tell of another `n_head`.
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_positions": "max_position_embeddings",
+}
+# Of a byte-pair model: "dropout" draws lots, the others change what a token's text is.
+_FOREIGN_MERGING = ("dropout", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 # A float is NaN or infinite when all bits of its exponent are set.
 _EXPONENT = {"F32": (np.uint32, 0x7F80_0000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
 _CHUNK_BYTES = 16 * 2**20
@@ -60,7 +72,29 @@ def check_finite(folder: Path) -> None:
 
 def read_shape(folder: Path) -> GPT2Shape:
     """What config.json says the model is. Raises: ModelUnusable."""
-    return GPT2Shape.from_config(read_json(folder / "config.json"))
+    config = read_json(folder / "config.json")
+    shape = GPT2Shape.from_config(config)
+    _check_config(config)
+    return shape
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """What would make transformers compute something else than we do. Raises: ModelUnusable."""
+    if foreign := next((key for key in _FOREIGN if config.get(key)), None):
+        raise ModelUnusable(f"config.json asks for {foreign!r}; only plain GPT-2 models are served.")
+    if flag := next((key for key in _FLAGS if not isinstance(config.get(key, False), bool)), None):
+        raise ModelUnusable(f"{flag} in config.json must be true or false.")
+    for name, alias in _ALIASES.items():
+        if alias in config and config[alias] != config.get(name):
+            raise ModelUnusable(
+                f"config.json says {alias!r}, and not the same as {name!r}; a GPT-2 says {name!r} alone."
+            )
+    _check_tokenizer_class(config)
+
+
+def _check_tokenizer_class(settings: dict[str, Any]) -> None:
+    if settings.get("auto_map") or (settings.get("tokenizer_class") or "GPT2Tokenizer") not in _TOKENIZER_CLASSES:
+        raise ModelUnusable("The tokenizer is not GPT-2's, or brings its own code; only GPT-2's is served.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -121,11 +155,8 @@ def _check_tensors(folder: Path, shape: GPT2Shape, *, tied: bool) -> None:
 
 
 def _check_tokenizer(folder: Path, shape: GPT2Shape) -> None:
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        kind = read_json(settings)
-        if kind.get("auto_map") or kind.get("tokenizer_class", "GPT2Tokenizer") not in _TOKENIZER_CLASSES:
-            raise ModelUnusable("The tokenizer is not GPT-2's, or brings its own code; only GPT-2's is served.")
+    if (folder / "tokenizer_config.json").exists():
+        _check_tokenizer_class(read_json(folder / "tokenizer_config.json"))
     highest = _highest_token(tuple((name, _read_small(folder / name)) for name in _vocabulary_files(folder)))
     if highest < 0:
         raise ModelUnusable("The tokenizer has no vocabulary.")
@@ -139,7 +170,7 @@ def _vocabulary_files(folder: Path) -> list[str]:
     if (folder / "tokenizer.json").exists():
         return ["tokenizer.json"]
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return ["vocab.json"] + ["added_tokens.json"] * (folder / "added_tokens.json").exists()
+        return ["vocab.json", "merges.txt"] + ["added_tokens.json"] * (folder / "added_tokens.json").exists()
     raise ModelUnusable("The model has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt.")
 
 
@@ -151,15 +182,29 @@ def _highest_token(files: tuple[tuple[str, bytes], ...]) -> int:
 
 
 def _token_ids(name: str, content: bytes) -> Iterator[int]:
+    if name == "merges.txt":
+        return  # pairs of texts; here to be short enough
     table = _parse(name, content)
     if name != "tokenizer.json":
         yield from _ids_of(table)
         return
     model, added = table.get("model"), table.get("added_tokens") or []
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(added, list):
+    if not isinstance(model, dict) or not _is_byte_level(table, model) or not isinstance(added, list):
         raise ModelUnusable("tokenizer.json is not a byte-pair tokenizer like GPT-2's.")
     yield from _ids_of(model.get("vocab"))
     yield from _ids_of({str(i): token.get("id") if isinstance(token, dict) else None for i, token in enumerate(added)})
+
+
+def _is_byte_level(table: dict[str, Any], model: dict[str, Any]) -> bool:
+    """GPT-2's own steps and no others: one with a pattern of its own could take minutes over a prompt."""
+    steps = [table.get("pre_tokenizer"), table.get("decoder")]
+    others = [model.get(key) for key in _FOREIGN_MERGING]
+    return (
+        model.get("type", "BPE") == "BPE"
+        and not table.get("normalizer")
+        and all(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
+        and not any(others)
+    )
 
 
 def _ids_of(vocabulary: Any) -> Iterator[int]:

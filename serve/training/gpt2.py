@@ -64,13 +64,15 @@ def read_base(folder: Path) -> Base:
     shape = check_folder(folder)
     config = json.loads((folder / "config.json").read_bytes())
     sizes = shape.tensor_shapes()
-    if config.get("tie_word_embeddings", True) is not False:
-        del sizes[HEAD]
     try:
         stored = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as exc:
         raise ModelUnusable("The base model's weights cannot be read.", param="model") from exc
     tensors = {canonical_name(name): tensor for name, tensor in stored.items()}
+    # As transformers has it: a config that ties the output layer does not undo one that is stored and differs.
+    may_tie = config.get("tie_word_embeddings", True) is not False
+    if may_tie and (HEAD not in tensors or torch.equal(tensors[HEAD], tensors[EMBEDDING])):
+        del sizes[HEAD]
     weights = Weights(sizes, torch.cat([tensors[name].flatten().float() for name in sizes]))
     return Base(config, shape, weights, tensors[EMBEDDING].dtype)
 

@@ -9,10 +9,10 @@ import pytest
 
 from serve.types import ModelInfo
 from tests.api.conftest import World
+from tests.fakes.memory import WHOLE
 
 ADA = "huggingtweets/ada"
 SPELLINGS = [ADA, "huggingtweets%2Fada", "huggingtweets%2fada"]
-WHOLE = "0123456789" * 4
 PNG = b"\x89PNG\r\n\x1a\n and so on"
 
 

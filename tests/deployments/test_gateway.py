@@ -57,3 +57,14 @@ def test_metrics_of_two_replicas_are_one_exposition_without_double_series() -> N
     assert values["rookery_pool_resident_models", "two"] == 5
     assert values["rookery_model_loads_total", "two"] == 5
     assert values["rookery_batch_rows_count", "one"] == 1
+
+
+def test_what_the_gateway_counts_as_the_generators_do_is_a_series_of_its_own() -> None:
+    own, engine = Metrics(part="api"), Metrics(part="engine")
+    own.disk_evictions.labels("budget").inc()
+    engine.disk_evictions.labels("budget").inc(2)
+    text = own.render() + join_expositions({"one": engine.render(), "gateway": own.render_shared()})
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families)
+    counted = [s for family in families for s in family.samples if s.name == "rookery_disk_evictions_total"]
+    assert {s.labels["replica"]: s.value for s in counted} == {"one": 2, "gateway": 1}

@@ -148,7 +148,7 @@ def test_a_training_that_sigterm_interrupts_goes_on_after_the_next_start(tmp_pat
     assert not child.is_running()
     assert time.monotonic() - began < 30
     assert open_jobs(Settings(data=tmp_path)).get_job(job_id).status is JobStatus.QUEUED
-    assert not (tmp_path / "models" / "huggingtweets").exists()  # nothing half-made is to be seen
+    assert not (tmp_path / "models/huggingtweets/unit_seven/main").exists()  # nothing half-made is to be seen
 
     service = start_service(tmp_path)
     done = command_of(service.url)("jobs", job_id, "--wait", "--json")

@@ -19,12 +19,15 @@ from serve.types import (
     ModelId,
     ModelInfo,
     Page,
+    RepoFile,
     RevisionInfo,
     Run,
     TrainingFile,
 )
 
 T = TypeVar("T")
+
+WHOLE = "0123456789" * 4  # a revision of every model, in full
 
 
 def page(items: list[T], ids: list[str], limit: int, after: str | None) -> Page[T]:
@@ -33,21 +36,65 @@ def page(items: list[T], ids: list[str], limit: int, after: str | None) -> Page[
 
 
 class MemoryCatalogue:
-    """Models with three versions each, newest first, of which the middle one is a checkpoint; `pictures` as given."""
+    """Models with three versions each, newest first, of which the middle one is a checkpoint; `pictures` as given.
+
+    `files`: of any version of a model, by its id.
+    """
 
     def __init__(self, *model_ids: str) -> None:
         self.models = {id: ModelInfo(id, "abc123", 1_700_000_000, 10, "rookery") for id in model_ids}
         self.main: dict[str, str] = {}
         self.pictures: dict[str, Path] = {}
+        self.files: dict[str, tuple[RepoFile, ...]] = {}
 
-    def list_models(self, *, limit: int, after: str | None = None, query: str | None = None) -> Page[ModelInfo]:
-        found = [info for info in self.models.values() if (query or "") in info.model_id]
+    def list_models(
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        older_than: tuple[int, str] | None = None,
+        query: str | None = None,
+        owner: str | None = None,
+        tags: Sequence[str] = (),
+        newest_first: bool = False,
+        with_private: bool = True,
+    ) -> Page[ModelInfo]:
+        found = [
+            info
+            for info in self.models.values()
+            if (query or "").lower() in info.model_id.lower()
+            and (owner is None or info.model_id.lower().startswith(f"{owner.lower()}/"))
+            and set(tags) <= set(info.tags)
+            and (with_private or not info.is_private)
+        ]
+        if newest_first:
+            found.sort(key=_age, reverse=True)
+            found = [info for info in found if older_than is None or _age(info) < older_than]
         return page(found, [info.model_id for info in found], limit, after)
 
     def get_model(self, model_id: str) -> ModelInfo:
-        if model_id not in self.models:
+        name, _, revision = model_id.partition("@")
+        if name not in self.models or revision not in ("", "main", "abc123", "abc122", "abc121", WHOLE):
             raise ModelNotFound("There is no such model.", param="model")
-        return self.models[model_id]
+        info = self.models[name]
+        return info if revision in ("", "main") else dataclasses.replace(info, revision=revision)
+
+    def list_aliases(self, model_id: str) -> Mapping[str, str]:
+        return {"main": self.main.get(model_id, self.get_model(model_id).revision)}
+
+    def set_private(self, model_id: str, is_private: bool) -> None:
+        if model_id == "fledgling":
+            raise Conflict("The embedded base model cannot be private.")
+        self.models[model_id] = dataclasses.replace(self.get_model(model_id), is_private=is_private)
+
+    def list_files(self, model_id: str, *, with_digests: bool = False) -> tuple[RepoFile, ...]:
+        return self.files.get(self.get_model(model_id).model_id, ())
+
+    def find_file(self, model_id: str, name: str) -> RepoFile:
+        for file in self.list_files(model_id):
+            if file.name == name:
+                return file
+        raise NotFound("The model has no such file.")
 
     def delete_model(self, model_id: str) -> str:
         spelled = next((known for known in self.models if known.lower() == model_id.lower()), model_id)
@@ -83,6 +130,10 @@ class MemoryCatalogue:
             raise Conflict("A checkpoint cannot be 'main'.", param="revision")
         self.main[model_id] = revision
         return dataclasses.replace(found[revision], is_main=True)
+
+
+def _age(info: ModelInfo) -> tuple[int, str]:
+    return info.created_at, info.model_id
 
 
 class MemoryFiles:

@@ -10,6 +10,7 @@ import pytest
 
 from serve.errors import ModelNotFound, NotFound
 from serve.store.datasets import read_dataset
+from serve.store.index import INDEX
 from serve.store.model_files import content_hash
 from serve.store.revisions import Revision, Store
 from tests.fakes.models import write_tiny_gpt2
@@ -80,7 +81,8 @@ def test_the_data_sets_of_all_revisions_are_kept_until_the_model_is_deleted(stor
         assert store.find_dataset(ADA, sha256) is not None
     store.delete_model(ADA)
     assert store.find_dataset(ADA, SHA256) is None
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".lock"]
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".deleted"}
+    assert left == {".lock", INDEX, f"{INDEX}-journal"}
 
 
 def test_a_model_that_is_not_published_leaves_no_data_set(store: Store, tmp_path: Path) -> None:

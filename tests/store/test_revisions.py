@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.errors import Conflict, DiskFull, InvalidRequest, ModelNotFound, ModelUnusable, StoreUnavailable
+from serve.errors import Conflict, DiskFull, InvalidRequest, ModelNotFound, ModelUnusable, NotFound, StoreUnavailable
 from serve.store.revisions import Revision, Store
 from serve.store.validate import check_finite, check_folder
 from serve.types import Catalogue
@@ -113,6 +113,29 @@ def test_folder_dropped_by_hand_is_served_and_its_replacement_is_a_new_revision(
     write_tiny_gpt2(folder, seed=2)
 
     assert store.resolve("huggingtweets/dropped").revision != first.revision
+
+
+def test_converted_weights_are_among_the_files_of_a_folder_dropped_with_others(store: Store, tmp_path: Path) -> None:
+    folder = write_old_checkpoint(tmp_path / "data/models/huggingtweets/old")
+    (folder / "README.md").write_text("# Old")
+    assert store.locate("huggingtweets/OLD").path == folder  # where nothing is converted
+    weights = store.resolve("huggingtweets/old").path / "model.safetensors"
+    listed = {file.name: file for file in store.list_files("huggingtweets/old", with_digests=True)}
+    assert list(listed) == sorted(listed) and {"README.md", "config.json"} <= listed.keys()
+    assert listed["model.safetensors"] == store.find_file("huggingtweets/old", "model.safetensors")
+    assert listed["model.safetensors"].location == weights and listed["README.md"].location == folder / "README.md"
+    (folder / "pytorch_model.bin").write_bytes(b"no weights")
+    assert "model.safetensors" not in {file.name for file in store.list_files("huggingtweets/old")}
+    with pytest.raises(NotFound):
+        store.find_file("huggingtweets/old", "model.safetensors")
+
+
+def test_alias_cannot_name_what_has_just_gone(store: Store, tmp_path: Path) -> None:
+    found = publish(store, "huggingtweets/ada")
+    store.drop_revision("huggingtweets/ada", found.revision)
+    with pytest.raises(ModelNotFound):
+        store.set_alias(found)
+    assert not (tmp_path / "data/models/huggingtweets/ada").exists()
 
 
 def test_folder_dropped_with_other_weights_is_converted_once_and_left_as_it_is(store: Store, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve.errors import ModelUnusable
-from serve.store.safetensors_file import read_header
+from serve.store.safetensors_file import encode_header, read_header
 from serve.store.validate import check_finite, check_folder
 from tests.fakes.models import write_tiny_gpt2
 
@@ -104,6 +104,32 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dty
         ("config.json", {"activation_function": ["gelu"]}, "activation_function"),
         ("config.json", {"vocab_size": 10**9}, "vocab_size"),
         ("config.json", {"vocab_size": 511}, "vocab_size|shape"),
+        ("config.json", {"custom_code": True}, "custom_code"),
+        ("config.json", {"trust_remote_code": True}, "trust_remote_code"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("config.json", {"add_cross_attention": True}, "cross attention"),
+        ("config.json", {"add_cross_attention": "no"}, "cross attention"),
+        ("config.json", {"num_attention_heads": 4}, "num_attention_heads"),
+        ("config.json", {"hidden_size": 64}, "hidden_size"),
+        ("config.json", {"tie_word_embeddings": 0}, "tie_word_embeddings"),
+        ("config.json", {"scale_attn_weights": "false"}, "scale_attn_weights"),
+        ("config.json", {"scale_attn_by_inverse_layer_idx": 1}, "scale_attn_by_inverse_layer_idx"),
+        ("config.json", {"activation_function": "quick_gelu"}, "activation_function"),
+        ("config.json", {"n_layer": 49}, "n_layer"),
+        ("config.json", {"n_layer": 2.0}, "n_layer"),
+        ("config.json", {"n_layer": 10**100}, "n_layer"),
+        ("config.json", {"n_positions": 4096}, "n_positions"),
+        ("config.json", {"n_embd": 1664}, "n_embd"),
+        ("config.json", {"n_inner": -1}, "n_inner"),
+        ("config.json", {"n_head": 3}, "multiple of n_head"),
+        ("config.json", {"layer_norm_epsilon": float("nan")}, "layer_norm_epsilon"),
+        ("config.json", {"tokenizer_class": "BertTokenizer"}, "GPT-2's"),
+        ("tokenizer_config.json", {"tokenizer_class": ["GPT2Tokenizer"]}, "GPT-2's"),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "byte-pair"),
+        ("tokenizer.json", {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(a+)+$"}}}, "byte-pair"),
+        ("tokenizer.json", {"pre_tokenizer": None}, "byte-pair"),
+        ("tokenizer.json", {"decoder": {"type": "WordPiece"}}, "byte-pair"),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": {"a": 1}, "dropout": 0.5}}, "byte-pair"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["x.y", None]}}, "own code"),
         ("tokenizer_config.json", {"tokenizer_class": "LlamaTokenizer"}, "GPT-2's"),
         ("tokenizer.json", {"added_tokens": [{"id": 512, "content": "x"}]}, "highest token is 512"),
@@ -115,6 +141,22 @@ def test_values_that_are_not_finite_are_refused(tmp_path: Path, dtype: torch.dty
 def test_wrong_settings_are_refused(folder: Path, name: str, changes: dict[str, Any], reason: str) -> None:
     edit_json(folder / name, **changes)
     with pytest.raises(ModelUnusable, match=reason):
+        check_folder(folder)
+
+
+def test_settings_that_transformers_saves_pass(folder: Path) -> None:
+    edit_json(
+        folder / "config.json", scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True, use_cache=False,
+        task_specific_params={"text-generation": {"do_sample": True}}, add_cross_attention=False, n_ctx=64,
+        tokenizer_class=None, torch_dtype="float32", num_hidden_layers=2,
+    )  # fmt: skip
+    check_folder(folder)
+
+
+def test_tokenizer_files_beyond_ten_megabytes_are_not_read(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "merges.txt").write_text("a b\n" * 2_500_001)
+    with pytest.raises(ModelUnusable, match="merges.txt has more than 10,000,000 bytes"):
         check_folder(folder)
 
 
@@ -165,12 +207,57 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
         header({"a": entry(0, 4, [True])}) + b"abcd",
         header({"a": entry(0, 4, [1], "F4096")}) + b"abcd",
         header({"a": entry(0, 4, [2**80, 0])}) + b"abcd",
+        header({"a": entry(0, 4, [2**63, 2])}) + b"abcd",
+        header({"a": entry(0, 2**64, [2**62])}),
+        header({"a": entry(2**63, 2**63 + 4, [1])}) + b"abcd",
+        header({"a": entry(0, 0, [0] * 100)}),
+        header({"a": entry(4, 0, [-1])}) + b"abcd",
+        header({"a": entry(0, 4, [1], "f32")}) + b"abcd",
+        header({"a": {"dtype": "F32", "shape": [1]}}) + b"abcd",
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 4]}}) + b"abcd",
+        header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [False, 16]}}) + bytes(16),
+        header({"a": {"dtype": "F32", "shape": {}, "data_offsets": [0, 4]}}) + b"abcd",
+        header({"a": entry(0, 4, [1]), "b": entry(8, 12, [1])}) + bytes(12),
+        header({"a": entry(0, 4, [1]), "b": entry(2, 6, [1])}) + bytes(6),
+        header({"a": entry(0, 4, [1]), "b": entry(0, 0, [0]), "c": entry(8, 8, [0])}) + b"abcd",
+        header({f"w{i}": entry(0, 0, [0]) for i in range(100_000)}),
+        header(b'{"a": {"dtype": "F32", "dtype": "F16", "shape": [1], "data_offsets": [0, 4]}}') + b"abcd",
+        header(b'{"a": {"dtype": "F32", "shape": [-0], "data_offsets": [0, 0]}}'),
+        header(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 0]}}'),
+        header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b'], "data_offsets": [0, 0]}}'),
+        header(b'{"a": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"),
+        header("{}".encode("utf-16")),
+        header(b"\xef\xbb\xbf{}"),
+        header(b" {}"),
+        header(b'{"\xff": 1}'),
+        header(b"{}\0"),
+        header({"__metadata__": []}),
+        header({"__metadata__": None}),
+        header({"__metadata__": {"format": 1}}),
     ],
 )
 def test_file_that_breaks_a_rule_of_the_format_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ModelUnusable, match="damaged"):
         read_header(tmp_path / "x")
+
+
+def test_empty_and_oddly_named_tensors_are_no_lie(tmp_path: Path) -> None:
+    table = {"é\ud800": entry(0, 0, [0, 2**39]), "a": entry(0, 4, []), "b": entry(4, 4, [0])}
+    (tmp_path / "x").write_bytes(header(table) + b"abcd")
+    assert [(tensor.name, tensor.end - tensor.start) for tensor in read_header(tmp_path / "x")] == [
+        ("é\ud800", 0), ("a", 4), ("b", 0)
+    ]  # fmt: skip
+
+
+def test_header_that_we_write_is_as_safetensors_reads_it(tmp_path: Path) -> None:
+    tensors = [("wte.weight", "F32", (3, 2)), ("évil", "F16", ()), ("none", "BF16", (0, 4))]
+    data = torch.arange(6.0).numpy().tobytes() + torch.tensor(7, dtype=torch.float16).numpy().tobytes()
+    (tmp_path / "x").write_bytes(encode_header(tensors) + data)
+    read = load_file(tmp_path / "x")
+    assert read["wte.weight"].tolist() == [[0, 1], [2, 3], [4, 5]] and read["évil"] == 7
+    assert {entry.name for entry in read_header(tmp_path / "x")} == read.keys()
+    assert len(encode_header(tensors)) % 8 == 0
 
 
 def test_mutated_weights_are_refused_or_have_their_whole_form(folder: Path) -> None:

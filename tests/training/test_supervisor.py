@@ -532,10 +532,10 @@ def test_model_of_an_earlier_release_is_adopted_without_its_runs(
     job = training.create_job()
     published = Publisher.publish
 
-    def die_after(self: Publisher, stage: Path, model_id: str) -> None:
+    def die_after(self: Publisher, stage: Path, model_id: str, *, is_private: bool) -> None:
         for path in (stage / "runs").iterdir():
             path.write_text('{"run": "as it was told once"}')
-        published(self, stage, model_id)
+        published(self, stage, model_id, is_private=is_private)
         raise _Dies
 
     with monkeypatch.context() as patched:
@@ -585,7 +585,7 @@ def test_job_whose_model_was_deleted_before_it_ended_does_not_make_it_again(
 def test_checkpoint_without_room_is_left_out_and_training_goes_on(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_arguments: object) -> None:
+    def full(*_arguments: object, **_named: object) -> None:
         raise DiskFull("The disk is full.")
 
     job = training.create_job(n_epochs=2)

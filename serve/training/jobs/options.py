@@ -18,6 +18,8 @@ class RunOptions:
     hub_enabled: bool = False
     hub_endpoint: str | None = None
     hub_token: str | None = field(default=None, repr=False)
+    hub_deadline_s: float = 600.0  # for all of a model's files
+    hub_bytes: int = 0  # of models fetched from the Hub, at most; 0: while the disk has room
     num_threads: int | None = None  # of torch; None: its own choice
     memory_share: float | None = None  # of a CUDA device, at most; None: what it needs
     checkpoint_every_s: float = 45.0

@@ -44,13 +44,13 @@ class Publisher:
             self._queue.set_publication(self._claim, None)
         return found
 
-    def publish(self, stage: Path, model_id: str) -> Revision:
-        """Makes the staged folder the model's `main`."""
+    def publish(self, stage: Path, model_id: str, *, is_private: bool) -> Revision:
+        """Makes the staged folder the model's `main`. `is_private`: and the model private; one that is so stays so."""
         revision = content_hash(stage)
         publication = Publication(stage, model_id, revision, self._store.main_of(model_id))
         # Rejected once another attempt has begun; if not, that attempt will know of this folder.
         self._queue.set_publication(self._claim, publication)
-        published = self._store.publish(model_id, stage, revision=revision)
+        published = self._store.publish(model_id, stage, revision=revision, is_private=is_private)
         # From now on whoever moves `main`, even back to where it was, has decided so later.
         self._queue.set_publication(self._claim, replace(publication, main_before=revision))
         return published
@@ -63,10 +63,12 @@ class Publisher:
         except ModelNotFound:
             return False
 
-    def publish_checkpoint(self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any]) -> None:
+    def publish_checkpoint(
+        self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any], *, is_private: bool
+    ) -> None:
         """Makes the staged folder a revision that only its own name leads to."""
         self._queue.check(self._claim)
-        found = self._store.publish(model_id, stage, alias=None)
+        found = self._store.publish(model_id, stage, alias=None, is_private=is_private)
         named = f"{found.model_id}@{found.revision}"
         kept = self._queue.record_checkpoint(self._claim, step=step, model_id=named, metrics=metrics)
         self._store.drop_checkpoints(found.model_id, of_job=self._claim.job.id, keep=_revisions(kept))

@@ -37,6 +37,7 @@ from serve.training.preprocess import Preprocessed, preprocess
 from serve.training.processes import tie_to_parent
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only when there is something to train
+    from serve.hub.fetch import Hub
     from serve.training.dataset import Dataset
     from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress, Write
 
@@ -72,10 +73,13 @@ class JobRun:
         self._last_event = 0.0
         self._saved_step = 0
         self._stopping = False
+        self._hub: Hub | None = None  # where the base comes from
 
     def stop(self, *_signal: Any) -> None:
-        """Asks it to give the job back at the next opportunity (a training step)."""
+        """Asks it to give the job back at the next opportunity (a training step, bytes of the base)."""
         self._stopping = True
+        if self._hub is not None:
+            self._hub.close()
 
     def run(self) -> None:
         """Tells the story of the job, and puts how it ended into its row. Raises: Conflict when the claim is lost."""
@@ -115,7 +119,7 @@ class JobRun:
             with self._phase("train"):
                 result = self._train(data, base, stage)
             with self._phase("publish"):
-                revision = self._publisher.publish(stage, data.model_id)
+                revision = self._publisher.publish(stage, data.model_id, is_private=base.is_private)
         finally:
             self._store.discard(stage)
         logger.info("job_trained job_id=%s steps=%d loss=%.4f", self._claim.job.id, result.num_steps, result.train_loss)
@@ -164,10 +168,21 @@ class JobRun:
         options, base_model = self._options, self._claim.job.request.base_model
         if not options.hub_enabled:
             return self._store.resolve(base_model)
-        from serve.store.hub import Hub
+        from serve.hub.fetch import Hub
 
-        hub = Hub(self._store, endpoint=options.hub_endpoint, token=options.hub_token)
-        return hub.locate(base_model)
+        self._hub = Hub(
+            self._store,
+            endpoint=options.hub_endpoint,
+            token=options.hub_token,
+            deadline_s=options.hub_deadline_s,
+            limit_bytes=options.hub_bytes,
+        )
+        self._check_stop()  # which came just before there was a Hub to close
+        try:
+            return self._hub.locate(base_model)
+        except StoreUnavailable:
+            self._check_stop()
+            raise
 
     def _train(self, data: Preprocessed, base: Revision, stage: Path) -> FineTuneResult:
         """Leaves a whole revision in `stage`, and checkpoints of it published on the way."""
@@ -209,7 +224,9 @@ class JobRun:
                 write_presentation(
                     folder, data, base_model=base.model_id, created_at=job.created_at, losses=losses, predictions=()
                 )
-                self._publisher.publish_checkpoint(folder, data.model_id, progress.step, _metrics(progress))
+                self._publisher.publish_checkpoint(
+                    folder, data.model_id, progress.step, _metrics(progress), is_private=base.is_private
+                )
             finally:
                 self._store.discard(folder)
 
