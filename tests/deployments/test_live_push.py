@@ -19,7 +19,7 @@ from tests.fakes.hub import FakeHub, fake_hub
 from tests.fakes.hub_uploads import Uploads, accept_uploads
 from tests.fakes.models import write_tiny_gpt2
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
 WREN = "lina/wren"
 
