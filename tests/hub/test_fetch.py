@@ -335,6 +335,7 @@ def test_hub_behind_a_proxy_that_refuses_or_switched_to_offline_is_unreachable(
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_hub_that_does_not_open_its_door_is_unreachable_soon(store: Store) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
         hub = Hub(store, endpoint=f"http://127.0.0.1:{full.getsockname()[1]}", deadline_s=60)

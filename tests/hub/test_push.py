@@ -384,6 +384,7 @@ def test_a_connection_that_breaks_in_an_upload_is_taken_up_by_itself(world: Worl
     assert sha256(world.head() / "model.safetensors") == world.weights_oid
 
 
+@pytest.mark.slow
 def test_a_fetch_from_the_server_that_broke_off_keeps_the_files_that_are_whole(world: World) -> None:
     world.rookery.fail(ADA, Fault(prefix="/storage/", path="model.safetensors", truncate=True))
     with pytest.raises(StoreUnavailable):

@@ -206,6 +206,7 @@ def test_loop_without_end_ends_the_process(folder: Path) -> None:
     assert attempt(folder, "while True: pass", cpu_s=1).returncode == -signal.SIGXCPU
 
 
+@pytest.mark.slow
 def test_loop_that_ignores_the_warning_is_killed(folder: Path) -> None:
     body = "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
     assert attempt(folder, body, cpu_s=1).returncode == -signal.SIGKILL
