@@ -14,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -143,10 +142,9 @@ class _Pull:
 
 
 def _progress_json(progress: PullProgress) -> dict[str, Any]:
-    told = asdict(progress)
     return {
-        "phase": told["phase"],
-        "file": told["file"],
-        "bytes": told["num_bytes"],
-        "total_bytes": told["total_bytes"],
+        "phase": progress.phase,
+        "file": progress.file,
+        "bytes": progress.num_bytes,
+        "total_bytes": progress.total_bytes,
     }

@@ -14,13 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
-from serve.errors import HubUnreachable, ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
+from serve.errors import ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
 from serve.hub.claims import Claims
 from serve.hub.pace import Deadline
 from serve.hub.repository import COMMIT, Repository
@@ -72,7 +71,6 @@ class Hub:
         self._deadline_s = deadline_s
         address = endpoint or constants.ENDPOINT
         self._session = open_session(address, token)
-        self._once, self._again = (open_session(address, token, tries=tries) for tries in (1, TRIES - 1))
         self._slots = threading.BoundedSemaphore(PARALLEL_DOWNLOADS)
         folder = store.fetching
         self._claims = Claims(folder, is_locking=is_locking)
@@ -141,12 +139,8 @@ class Hub:
     @property
     def is_offline(self) -> bool:
         """Whether a Hub that cannot be reached is no outage: none has ever given anything to this data folder."""
-        return not (self._has_answered or self._answered.exists() or self._had_fetched)
-
-    @cached_property
-    def _had_fetched(self) -> bool:
-        """Earlier versions left no other trace of the Hub than its models."""
-        return next(self._store.fetched(), None) is not None
+        # Earlier versions left no other trace of the Hub than its models.
+        return not (self._has_answered or self._answered.exists() or self._store.is_any_fetched())
 
     def no_such_model(self, model_id: str) -> ModelNotFound:
         """Said of what is nowhere, and to strangers of what is private."""
@@ -257,7 +251,8 @@ class Hub:
     def _ask(self, hub_id: str, revision: str | None, deadline: Deadline) -> Any:
         path = f"/api/models/{hub_id}/revision/{revision or MAIN}"
         try:
-            said = self._get(path, deadline)
+            # Where no Hub has ever been seen, one that cannot be reached is knocked at once only.
+            said = self._session.get_json(path, _WITH_FILES, deadline, knocks=1 if self.is_offline else TRIES)
         except StoreUnavailable:
             raise
         except RookeryError:
@@ -265,17 +260,6 @@ class Hub:
             raise
         self._has_answered = True
         return said
-
-    def _get(self, path: str, deadline: Deadline) -> Any:
-        """Where no Hub has ever been seen, one that cannot be reached is knocked at once only."""
-        if self.is_offline:
-            try:
-                return self._once.get_json(path, _WITH_FILES, deadline)
-            except HubUnreachable:
-                raise
-            except StoreUnavailable:
-                return self._again.get_json(path, _WITH_FILES, deadline)
-        return self._session.get_json(path, _WITH_FILES, deadline)
 
     def _confirm(self, found: Revision, repository: Repository, alias: str | None) -> Revision:
         """The commit is here already."""

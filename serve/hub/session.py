@@ -21,7 +21,7 @@ import httpx2  # huggingface_hub's own client: its session speaks for us, its er
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-from serve.errors import ModelUnusable, RookeryError, StoreUnavailable
+from serve.errors import HubUnreachable, ModelUnusable, RookeryError, StoreUnavailable
 from serve.hub.answers import REDIRECTS, UNLIMITED, Answer, Failure, Subject, Told, check_status, no_way, unavailable
 from serve.hub.breaker import BREAKERS, Breaker, Breakers
 from serve.hub.call import Call
@@ -65,15 +65,19 @@ class Session:
 
     # --- Questions ----------------------------------------------------------------------------------------
 
-    def get_json(self, path: str, params: Mapping[str, str] | None, deadline: Deadline) -> Any:
+    def get_json(
+        self, path: str, params: Mapping[str, str] | None, deadline: Deadline, *, knocks: int = UNLIMITED
+    ) -> Any:
         """What the Hub says at `path`, such as `/api/models/huggingtweets/ada/revision/main`.
 
+        `knocks`: after so many tries without any way there it is unreachable.
         Raises: ModelNotFound, ModelGated, ModelUnusable, HubUnreachable, StoreUnavailable.
         """
         query = str(httpx2.QueryParams(dict(params or {})))
-        return self.retrying(lambda: self._get_json(f"{path}?{query}" if query else path, deadline), deadline)
+        path = f"{path}?{query}" if query else path
+        return self.retrying(lambda: self._get_json(path, deadline), deadline, knocks=knocks)
 
-    def retrying(self, action: Callable[[], T], deadline: Deadline) -> T:
+    def retrying(self, action: Callable[[], T], deadline: Deadline, *, knocks: int = UNLIMITED) -> T:
         """The result of `action`, which is repeated where it raises Failure. Raises: also the last Failure's error."""
         ended: Counter[int] = Counter()
         for attempt in range(self._tries):
@@ -82,10 +86,11 @@ class Session:
             except Failure as exc:
                 failure = exc
             logger.info("hub_try_failed try=%d of=%d reason=%s", attempt + 1, self._tries, failure)
-            ended[failure.most] += 1  # those of equal patience together
+            most = min(failure.most, knocks if isinstance(failure.error, HubUnreachable) else UNLIMITED)
+            ended[most] += 1  # those of equal patience together
             pause_s = self._random() * min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
             pause_s += failure.asked_s or 0.0  # not all at the same moment, when it is over
-            if attempt + 1 == self._tries or ended[failure.most] >= failure.most or pause_s >= deadline.left():
+            if attempt + 1 == self._tries or ended[most] >= most or pause_s >= deadline.left():
                 break
             time.sleep(pause_s)
         deadline.check()

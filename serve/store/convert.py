@@ -229,7 +229,7 @@ def _check_archive(file: IO[bytes]) -> None:
                 raise ModelUnusable(f"The .bin describes its tensors in more than {_MAX_PICKLE_BYTES:,} bytes.")
             if damaged := archive.testzip():
                 raise ModelUnusable(f"The .bin is damaged: part {damaged[:60]!r} has another checksum than it should.")
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, ValueError) as exc:
         raise ModelUnusable("The .bin is a damaged archive.") from exc
     file.seek(0)
 

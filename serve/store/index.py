@@ -262,9 +262,8 @@ class Index:
         """A connection to the file that is there now. All threads share it: to open one costs more than a query."""
         with self._translated():
             if not self._path.exists():
-                with locked(
-                    self._lock, wait=False
-                ):  # NOTE: never while holding `_guard`, which those who hold the lock may want
+                # NOTE: never while holding `_guard`, which those who hold the lock may want.
+                with locked(self._lock, wait=False):
                     self._make_if_missing()
             with self._guard:
                 known = os.getpid(), os.stat(self._path).st_ino

@@ -52,6 +52,13 @@ class Listing:
             while self._index.describe_some(_SMALL_BATCH, self._describe_all):
                 time.sleep(_PAUSE_S)
 
+    def is_any_fetched(self) -> bool:
+        """Of the models that have been described."""
+        try:
+            return bool(despite_damage(lambda: self._index.fetched(("", ""), 1)))
+        except IndexUnavailable:
+            return False
+
     def fetched_bytes(self) -> int:
         """Of all that came from a Hub and may go; what others have just removed is still counted."""
         try:

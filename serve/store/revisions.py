@@ -499,6 +499,11 @@ class Store:
             for model_id, revision, num_bytes in self._listing.fetched():
                 yield Fetched(model_id, revision, self._homes.of(ModelId.parse(model_id)) / revision, num_bytes)
 
+    def is_any_fetched(self) -> bool:
+        """Whether there is one, as far as models have been described: nobody waits until all are."""
+        with translated("look for models from a Hub"):
+            return self._listing.is_any_fetched()
+
     def fetched_bytes(self) -> int:
         """Of those revisions, without a look at each: what others have just taken away is still counted."""
         with translated("look for room"):

@@ -1,4 +1,4 @@
-"""The API over fakes: in this process, and behind a real uvicorn on a loopback socket."""
+"""The API over fakes, in this process and behind a real uvicorn on a loopback socket; and so over a real store."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from serve.api.access import Access
 from serve.api.app import build_api
 from serve.api.service import Limits
 from serve.metrics import Metrics
+from serve.store.opening import EMBEDDED
+from serve.store.revisions import Store
+from tests.api.hub_world import KEY, Hub
 from tests.fakes.generator import EchoGenerator
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, memory_preview
 
@@ -91,6 +95,29 @@ def server(world: World) -> Iterator[Server]:
     thread.start()
     assert server.is_up.wait(10)
     yield server
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    store = Store(tmp_path / "data", embedded=EMBEDDED)
+    files, generator = MemoryFiles(tmp_path / "files"), EchoGenerator()
+    app = build_api(
+        generator=generator,
+        catalogue=store,
+        files=files,
+        jobs=MemoryJobs(files),
+        upload_dir=tmp_path / "uploads",
+        limits=LIMITS,
+        access=Access([KEY]),
+    )
+    server = Server(app)
+    thread = threading.Thread(target=server.serve_for_ever)
+    thread.start()
+    assert server.is_up.wait(10)
+    yield Hub(store, generator, server.url, tmp_path)
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()

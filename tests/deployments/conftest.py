@@ -17,6 +17,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from serve.store.revisions import Store
+from tests.deployments.cli_world import archive, hub_world, rookery, world  # noqa: F401  # fixtures
 from tests.fakes.models import write_tiny_gpt2
 
 with warnings.catch_warnings():  # of pydantic's, about Ray's own models

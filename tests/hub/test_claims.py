@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,19 +15,13 @@ from serve.errors import DeadlineExceeded, ModelNotFound, StoreUnavailable
 from serve.hub.claims import MAX_LEFT, Claims
 from serve.hub.fetch import Hub
 from serve.store.revisions import Store
-from tests.fakes.hub import FakeHub, Fault, fake_hub
+from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.hub.processes import fetching
 
 ADA = "huggingtweets/ada"
 WEIGHTS = "model.safetensors"
 SLOW = (8192, 0.05)  # of a pace: the tiny weights take about a second
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
 
 
 def open_hub(tmp_path: Path, server: FakeHub, is_locking: bool = True) -> Hub:

@@ -10,12 +10,11 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,12 +32,6 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 BLOB_ID = hashlib.sha1(f"blob {len(CONTENT)}\0".encode() + CONTENT, usedforsecurity=False).hexdigest()
 WHOLE = Expected("model.safetensors", len(CONTENT), SHA256, None, 10**6)
 WRONG = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
-
-
-@pytest.fixture(autouse=True)
-def no_session_left() -> Iterator[None]:
-    yield
-    close_session()
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from huggingface_hub import HfApi, close_session, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,18 +17,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from tests.fakes.hub import FakeHub, Fault, fake_hub
+from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 
 ADA = "huggingtweets/ada"
 WEIGHTS = f"/{ADA}/resolve/main/model.safetensors"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
-    close_session()
 
 
 @pytest.fixture

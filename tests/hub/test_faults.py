@@ -12,14 +12,13 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import close_session
 
 from serve.api.status import status_of
 from serve.errors import HubUnreachable, ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
@@ -28,7 +27,7 @@ from serve.hub.breaker import Breakers
 from serve.hub.session import TRIES, Session
 from serve.settings import Settings
 from serve.types import GenerationRequest
-from tests.fakes.hub import FakeHub, Fault, fake_hub
+from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 
 ADA, HERE, OTHER = "huggingtweets/ada", "huggingtweets/here", "huggingtweets/other"
@@ -145,13 +144,6 @@ F14 = [
     comes("a page once", Fault(path=INFO, body=PAGE, times=1)),
     comes("compressed once", Fault(path=INFO, is_gzipped=True, times=1)),
 ]
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
-    close_session()
 
 
 @asynccontextmanager

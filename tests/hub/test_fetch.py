@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +30,12 @@ from serve.hub.fetch import Hub
 from serve.hub.session import Session
 from serve.store.revisions import Revision, Store
 from serve.types import PullProgress
-from tests.fakes.hub import FakeHub, Fault, fake_hub
+from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.faults.payloads import Call
 from tests.store.test_convert import logits, write_old_checkpoint
 
 ADA = "huggingtweets/ada"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
-    close_session()
 
 
 @pytest.fixture

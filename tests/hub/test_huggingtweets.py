@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,11 @@ from serve.settings import Settings
 from serve.store.opening import open_store
 from serve.store.revisions import Revision
 from serve.types import Delta, GenerationRequest
-from tests.fakes.hub import FakeHub, fake_hub
+from tests.fakes.hub import FakeHub
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
 
 SOLAR = "huggingtweets/solarmonke"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
 
 
 @pytest.fixture

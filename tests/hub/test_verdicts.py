@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,11 @@ from serve.errors import ModelUnusable
 from serve.hub.fetch import Hub
 from serve.hub.verdicts import MAX_VERDICTS, TTL_S, Verdicts
 from serve.store.revisions import Store
-from tests.fakes.hub import FakeHub, Fault, fake_hub
+from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 
 ADA = "huggingtweets/ada"
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeHub]:
-    with fake_hub() as server:
-        yield server
 
 
 def open_hub(tmp_path: Path, server: FakeHub) -> Hub:

@@ -50,8 +50,7 @@ _LOCAL_HEADER_BYTES = 30
 # All that zipfile, gzip and zlib raise on bytes made to break them.
 _DAMAGE = (
     zipfile.BadZipFile,
-    NotImplementedError,
-    RuntimeError,
+    RuntimeError,  # also of a compression that zipfile lacks
     ValueError,
     OverflowError,
     EOFError,
