@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs hub-check clean
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs hub-check docs-check clean
 
 install: $(INSTALLED)
 
@@ -50,6 +50,10 @@ quality: $(INSTALLED)
 # Rookery's clients, a hostile Hub, hostile weights, an outage and 100,000 models; ends with one JSON line.
 hub-check: $(INSTALLED)
 	@$(BIN)/python -m tests.hub.check $(ARGS)
+
+# Every command of the documents, run as it stands, on a service that they start.
+docs-check: $(INSTALLED)
+	$(BIN)/python -m pytest tests/docs -m "slow or not slow"
 
 # Trainers killed at random, on either database; ends with one JSON line.
 KILLS ?= 200

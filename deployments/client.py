@@ -5,13 +5,14 @@ Knows the routes and the shape of an error; what it returns is the server's JSON
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 import httpx
 
-from serve.errors import RookeryError
+from serve.errors import NotFound, RookeryError
 from serve.types import JobStatus, ModelId, check_idempotency_key
 
 Json = dict[str, Any]
@@ -27,9 +28,15 @@ Json = dict[str, Any]
 _TIMEOUT = httpx.Timeout(660.0, connect=10.0)  # the server itself gives a generation up after 600 s
 _POLL_S = 0.5
 _PATIENCE_S = 60.0  # a server that restarts takes up its jobs again; so long is one followed unseen
+_AWAY = (502, 503, 504)  # what stands before a server that starts again says so
+_A_PAGE = 1000
 _UPLOAD_TRIES = 3
 _UPLOAD_PAUSE_S = 1.0  # before the second try, twice that before the third
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_LATE_STATUS = {
+    **{"model_not_found": 404, "model_gated": 403, "rate_limit_exceeded": 429, "store_unavailable": 503},
+    **{"hub_unreachable": 503, "deadline_exceeded": 504, "disk_full": 507},
+}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -44,18 +51,26 @@ class AnswerLost(ServerUnreachable):
 
 
 class Refused(RookeryError):
-    """The server's own refusal, in its own words."""
+    """The server's own refusal, in its own words. `status` is HTTP's; 0 where it was not said in HTTP's terms."""
 
     code = "refused"
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job, what it said last, and its last numbers (none before the first step)."""
+    """A job, what it said last, and its last numbers (none before the first step).
+
+    `events`: those since the view before, oldest first.
+    """
 
     job: Json
     said: str
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    events: Sequence[Json] = ()
 
     @property
     def status(self) -> JobStatus:
@@ -90,14 +105,25 @@ class Client:
 
     # --- Models -------------------------------------------------------------------------------------------
 
-    def list_models(self, *, limit: int, query: str | None = None) -> Json:
-        return self._call("GET", "/v1/models", params={"limit": limit, **({"q": query} if query else {})})
+    def list_models(self, *, limit: int, query: str | None = None, after: str | None = None) -> Json:
+        return self._call("GET", "/v1/models", params={**_page(after, limit), **({"q": query} if query else {})})
+
+    def all_models(self) -> Iterator[Json]:
+        """Every model there is, a page at a time."""
+        return _every(lambda after: self.list_models(limit=_A_PAGE, after=after))
 
     def get_model(self, model_id: str) -> Json:
         return self._call("GET", _model_path(model_id))
 
     def delete_model(self, model_id: str) -> Json:
         return self._call("DELETE", _model_path(model_id))
+
+    def read_card(self, model_id: str) -> str:
+        """Its README.md, of the revision that `model_id` names."""
+        parsed = ModelId.parse(model_id)
+        path = f"/{parsed}/resolve/{parsed.revision or 'main'}/README.md"
+        with self._open("GET", path, follow_redirects=True) as response:
+            return response.read().decode(errors="replace")
 
     def list_versions(self, model_id: str) -> Json:
         return self._call("GET", f"{_model_path(model_id)}/versions")
@@ -112,13 +138,23 @@ class Client:
             for line in response.iter_lines():
                 last = _parse(self.url, line.encode())
                 if "error" in last:
-                    raise Refused(last["error"]["message"])
+                    raise _late_refusal(last["error"])
                 yield last
         if last.get("object") != "model":
             raise AnswerLost(f"The answer of {self.url} broke off; the pull goes on there. Look with: rookery ls")
 
     def list_residents(self) -> Json:
         return self._call("GET", "/v1/residents")
+
+    def takes_key(self) -> bool:
+        """Whether the server accepts the key that this client sends, or none where it sends none."""
+        try:
+            self.list_jobs(limit=1)
+        except Refused as exc:
+            if exc.status != 401:
+                raise
+            return False
+        return True
 
     def is_ready(self) -> bool:
         """Whether the server is there and has really generated a token."""
@@ -127,21 +163,34 @@ class Client:
         except httpx.HTTPError:
             return False
 
+    def is_rookery(self) -> bool:
+        """Whether a server of ours answers at the address; within a second."""
+        try:
+            answer = self._http.get("/v1/status", timeout=1.0)
+            told = answer.json()
+        except (httpx.HTTPError, ValueError):
+            return False
+        return isinstance(told, dict) and {"version", "ready"} <= told.keys()
+
+    def status(self) -> Json:
+        """The numbers of the whole service; without a key that it needs only its version, and whether it is ready."""
+        return self._call("GET", "/v1/status")
+
     # --- Text ---------------------------------------------------------------------------------------------
 
     def complete(self, body: Mapping[str, Any]) -> Json:
         return self._call("POST", "/v1/completions", json=body)
 
-    def stream(self, body: Mapping[str, Any]) -> Iterator[str]:
-        """The text of one completion, piece by piece."""
+    def stream(self, body: Mapping[str, Any]) -> Generator[Json, None, None]:
+        """The choices of a completion, piece by piece. To close the iterator ends the writing."""
         with self._open("POST", "/v1/completions", json={**body, "stream": True}) as response:
             for line in response.iter_lines():
                 if not line.startswith("data:") or line == "data: [DONE]":
                     continue
                 event = json.loads(line.removeprefix("data:"))
                 if "error" in event:
-                    raise Refused(event["error"]["message"])
-                yield from (choice["text"] for choice in event["choices"])
+                    raise _late_refusal(event["error"])
+                yield from event["choices"]
 
     # --- Jobs ---------------------------------------------------------------------------------------------
 
@@ -153,30 +202,57 @@ class Client:
         *,
         validation: Path | None = None,
         key: str | None = None,
+        on_sent: Callable[[int], None] = lambda num_bytes: None,
     ) -> Json:
         """Uploads `archives`, their owners' `handles` in the same order, and starts a training job.
 
-        Where the answer is lost, it tries again under the same `key`, by which the server knows its job.
+        Where the answer is lost, it tries again under the same `key`, by which the server knows its job. `on_sent` is
+        told how many bytes of the files have gone out in this try.
         """
         key = str(uuid4()) if key is None else check_idempotency_key(key)
         fields = {name: str(value) for name, value in options.items() if value is not None}
         parts = [("archive", path) for path in archives] + ([("validation", validation)] if validation else [])
         for number in range(1, _UPLOAD_TRIES + 1):
             try:
-                return self._post_files("/v1/bots", parts, {**fields, "handle": list(handles)}, key)
+                return self._post_files("/v1/bots", parts, {**fields, "handle": list(handles)}, key, on_sent)
             except AnswerLost:
                 if number == _UPLOAD_TRIES:
                     raise
                 time.sleep(number * _UPLOAD_PAUSE_S)
         raise AssertionError("unreachable")
 
-    def _post_files(self, path: str, parts: Sequence[tuple[str, Path]], fields: Mapping[str, Any], key: str) -> Json:
+    def _post_files(
+        self,
+        path: str,
+        parts: Sequence[tuple[str, Path]],
+        fields: Mapping[str, Any],
+        key: str,
+        on_sent: Callable[[int], None],
+    ) -> Json:
+        num_sent = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal num_sent
+            num_sent += num_bytes
+            on_sent(num_sent)
+
         with ExitStack() as stack:
-            files = [(name, (file.name, stack.enter_context(file.open("rb")))) for name, file in parts]
+            files = [(name, (file.name, stack.enter_context(_CountedFile(file, count)))) for name, file in parts]
             return self._call("POST", path, files=files, data=fields, headers={"idempotency-key": key})
 
-    def list_jobs(self, *, limit: int) -> Json:
-        return self._call("GET", "/v1/fine_tuning/jobs", params={"limit": limit})
+    def delete_file(self, file_id: str) -> Json:
+        return self._call("DELETE", f"/v1/files/{quote(file_id, safe='')}")
+
+    def all_files(self) -> Iterator[Json]:
+        """Every uploaded file that is still there, a page at a time."""
+        return _every(lambda after: self._call("GET", "/v1/files", params=_page(after)))
+
+    def list_jobs(self, *, limit: int, after: str | None = None) -> Json:
+        return self._call("GET", "/v1/fine_tuning/jobs", params=_page(after, limit))
+
+    def all_jobs(self) -> Iterator[Json]:
+        """Every job there is, newest first, a page at a time."""
+        return _every(lambda after: self.list_jobs(limit=_A_PAGE, after=after))
 
     def get_job(self, job_id: str) -> Json:
         return self._call("GET", _job_path(job_id))
@@ -184,35 +260,54 @@ class Client:
     def change_job(self, job_id: str, change: Literal["pause", "resume", "cancel"]) -> Json:
         return self._call("POST", f"{_job_path(job_id)}/{change}")
 
-    def list_events(self, job_id: str, *, limit: int) -> Json:
+    def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Json:
         """Newest first."""
-        return self._call("GET", f"{_job_path(job_id)}/events", params={"limit": limit})
+        return self._call("GET", f"{_job_path(job_id)}/events", params=_page(after, limit))
+
+    def events_since(self, job_id: str, seen: str) -> list[Json]:
+        """All that came after the event `seen`, oldest first; after "" that is all there are."""
+        news: list[Json] = []
+        for event in _every(lambda after: self.list_events(job_id, limit=_A_PAGE, after=after)):
+            if event["id"] == seen:
+                break
+            news.append(event)
+        return news[::-1]
 
     def list_runs(self, job_id: str) -> Json:
         return self._call("GET", f"{_job_path(job_id)}/runs")
 
     def view_job(self, job_id: str) -> JobView:
-        job = self.get_job(job_id)
-        events = self.list_events(job_id, limit=20)["data"]
-        said = next((event["message"] for event in events if event["type"] == "message"), job["status"])
-        metrics: Json = next((event["data"] for event in events if event["type"] == "metrics"), {})
-        return JobView(job, said, metrics)
+        """As it is now, without events."""
+        return replace(_as_view(self.get_job(job_id), self._last_events(job_id)), events=())
 
-    def follow(self, job_id: str, *, poll_s: float = _POLL_S, patience_s: float = _PATIENCE_S) -> Iterator[JobView]:
-        """The job again and again, at last as it has ended or paused. Outlives a restart of the server."""
+    def follow(self, job_id: str, *, seen: str | None = None) -> Iterator[JobView]:
+        """The job again and again, at last as it has ended or paused. Outlives a restart of the server.
+
+        Each event after `seen` is in one view, in order; "": all there are, None: the last few and what follows.
+        """
+        view: JobView | None = None
         seen_at = time.monotonic()
         while True:
             try:
-                view = self.view_job(job_id)
-            except ServerUnreachable:
-                if time.monotonic() - seen_at > patience_s:
+                job = self.get_job(job_id)  # before its events: one that has ended has no more of them
+                events = self._last_events(job_id) if seen is None else self.events_since(job_id, seen)
+            except (ServerUnreachable, Refused) as exc:
+                is_away = isinstance(exc, ServerUnreachable) or exc.status in _AWAY
+                if not is_away or time.monotonic() - seen_at > _PATIENCE_S:
                     raise
             else:
                 seen_at = time.monotonic()
+                seen = events[-1]["id"] if events else seen
+                view = _as_view(job, events, view)
                 yield view
                 if view.status.is_final or view.status is JobStatus.PAUSED:
                     return
-            time.sleep(poll_s)
+            time.sleep(_POLL_S)
+
+    def _last_events(self, job_id: str) -> list[Json]:
+        """Some, oldest first."""
+        events: list[Json] = self.list_events(job_id, limit=20)["data"]
+        return events[::-1]
 
     # --- HTTP ---------------------------------------------------------------------------------------------
 
@@ -237,6 +332,46 @@ class Client:
             ) from exc
 
 
+class _CountedFile(io.FileIO):
+    """A file that tells how much of it is read."""
+
+    def __init__(self, path: Path, on_read: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._on_read = on_read
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        block = super().read(-1 if size is None else size)
+        self._on_read(len(block))
+        return block
+
+
+def _page(after: str | None, limit: int = _A_PAGE) -> Json:
+    return {"limit": limit} if after is None else {"limit": limit, "after": after}
+
+
+def _every(read_page: Callable[[str | None], Json]) -> Iterator[Json]:
+    """The items of a list, a page after the other."""
+    after: str | None = None
+    while True:
+        page = read_page(after)
+        yield from page["data"]
+        if not page["has_more"]:
+            return
+        after = page["last_id"]
+
+
+def _as_view(job: Json, events: Sequence[Json], before: JobView | None = None) -> JobView:
+    """`events`: oldest first; where they say nothing, what was known `before` holds."""
+    said: str = before.said if before else job["status"]
+    metrics = before.metrics if before else {}
+    for event in events:
+        if event["type"] == "metrics":
+            metrics = event["data"]
+        else:
+            said = event["message"]
+    return JobView(job, said, metrics, events)
+
+
 def api_key() -> str:
     """Who sends it sees private models. Not an option of the command: others on the machine can read those."""
     return os.environ.get("ROOKERY_API_KEY", "")
@@ -249,15 +384,21 @@ def _model_path(model_id: str) -> str:
 
 def _job_path(job_id: str) -> str:
     if not _JOB_ID.fullmatch(job_id):
-        raise Refused("There is no job of that name: an id looks like 'ftjob-...'; see them with 'rookery jobs'.")
+        raise NotFound("There is no job of that name: an id looks like 'ftjob-...'; see them with 'rookery jobs ls'.")
     return f"/v1/fine_tuning/jobs/{job_id}"
 
 
 def _refusal(url: str, status: int, body: bytes) -> RookeryError:
     try:
-        return Refused(str(json.loads(body)["error"]["message"]))
+        error = json.loads(body)["error"]  # outside /v1 a text alone
+        return Refused(str(error if isinstance(error, str) else error["message"]), status=status)
     except (ValueError, KeyError, TypeError):
         return ServerUnreachable(f"{url} answers {status} in a way that Rookery does not; is it another program?")
+
+
+def _late_refusal(error: Json) -> Refused:
+    """Of a server whose answer had begun well, and so with a status that says nothing."""
+    return Refused(str(error["message"]), status=_LATE_STATUS.get(error.get("code", ""), 0))
 
 
 def _parse(url: str, body: bytes) -> Json:

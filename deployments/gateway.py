@@ -35,7 +35,9 @@ from serve.hub.opening import open_hub
 from serve.metrics import Metrics
 from serve.store.opening import open_store
 from serve.training.dataset import preview
-from serve.types import Delta, GenerationRequest, Resident
+from serve.training.picture.draw import draw_preview
+from serve.types import Delta, GenerationRequest, ReplicaView
+from serve.web.router import add_pages
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +79,9 @@ class HandleGenerator:
                 if not is_over:
                     response.cancel()  # the caller left
 
-    async def residents(self) -> list[Resident]:
-        return [resident for found in await self._ask_all("residents") for resident in found]
+    async def replicas(self) -> list[ReplicaView]:
+        found: list[ReplicaView] = [view for views in await self._ask_all("replicas") for view in views]
+        return sorted(found, key=lambda view: view.name)
 
     async def forget(self, model_id: str) -> None:
         await self._ask_all("forget", model_id)
@@ -128,6 +131,8 @@ class Gateway:
             metrics=metrics,
             extra_metrics=partial(self._generator.metrics_text, metrics),
             preview=preview,
+            draw_preview=draw_preview,
+            add_pages=add_pages,
             puller=open_hub(self._settings, store, metrics) if self._settings.hub_enabled else None,
             access=Access.from_setting(self._settings.api_keys),
             sends_request_id=False,  # Ray Serve does

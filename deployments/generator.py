@@ -11,7 +11,7 @@ from deployments.parts import read_settings
 from deployments.router import SEAT
 from deployments.wire import PackedDelta, pack
 from serve.generator import LocalGenerator
-from serve.types import GenerationRequest, Resident
+from serve.types import GenerationRequest, ReplicaView
 
 
 class Generator:
@@ -29,8 +29,11 @@ class Generator:
         """Ray asks once, when the replica has started; its routers see the answer."""
         return {SEAT: serve.get_replica_context().rank.rank}
 
-    async def residents(self) -> list[Resident]:
-        return [replace(resident, replica=self._replica) for resident in await self._generator.residents()]
+    async def replicas(self) -> list[ReplicaView]:
+        """This one alone, under its name."""
+        view = self._generator.view()
+        residents = tuple(replace(resident, replica=self._replica) for resident in view.residents)
+        return [replace(view, name=self._replica, residents=residents)]
 
     async def forget(self, model_id: str) -> None:
         await self._generator.forget(model_id)

@@ -14,27 +14,28 @@ from deployments.show import TransferProgress
 from serve.hub.push import Pushed, PushProgress, Visibility, push
 
 
-def pull_model(client: Client, model_id: str) -> Json:
-    """The model as the server has it then."""
-    with TransferProgress(Console(stderr=True)) as progress:
+def pull_model(client: Client, model_id: str, console: Console) -> Json:
+    """The model as the server has it then. `console` shows how far it is."""
+    with TransferProgress(console) as progress:
         for line in client.pull(model_id):
             if line["object"] == "model.pull":
                 progress.update(line["phase"], line["file"], line["bytes"], line["total_bytes"])
     return line
 
 
-def push_model(client: Client, model_id: str, *, to: str | None, private: bool | None, endpoint: str | None) -> Pushed:
+def push_model(
+    client: Client, model_id: str, console: Console, *, to: str | None, private: bool | None, endpoint: str | None
+) -> Pushed:
     """What an interrupted push has fetched is in the user's cache folder. Two bars never share the terminal."""
     client.get_model(model_id)  # refuses in the server's own words, and tells a server that is not there
     visibility: Visibility | None = None if private is None else "private" if private else "public"
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings are for who calls it
     disable_progress_bars()
     _spare_loopback_the_proxy()
-    console = Console(stderr=True)
     with TransferProgress(console) as progress:
 
         def show(at: PushProgress) -> None:
-            if at.phase == "sending" and console.is_terminal:
+            if at.phase == "sending" and console.is_terminal and not console.quiet:
                 progress.pause()
                 enable_progress_bars()
                 return

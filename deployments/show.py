@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -29,9 +31,18 @@ _NOT_LEARNT = {"retweets": "others' posts, passed on", "short": "fewer than 3 wo
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+
+
 def plain(text: str) -> str:
     """`text` without control characters other than tab and newline."""
     return _CONTROL.sub("", text)
+
+
+def json_line(value: object) -> str:
+    """JSON that is one line also for programs that end lines where Unicode says."""
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
 
 def as_bytes(count: int | None) -> str:
@@ -100,10 +111,37 @@ def _left_out(report: Mapping[str, Any]) -> list[list[str]]:
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        [model["id"], as_bytes(model.get("bytes")), model.get("base_model") or "-", as_date(model.get("created"))]
-        for model in models
+        [model["id"], _kept(model), as_date(model.get("created")), as_bytes(model.get("bytes"))] for model in models
     ]
-    return table("model", "size ", "base", "created", rows=rows)
+    return table("model", "kept posts ", "created", "size ", rows=rows)
+
+
+def _kept(model: Mapping[str, Any]) -> str:
+    """Of all whom it learnt from."""
+    counts = model.get("counts") or {}
+    return f"{sum(of.get('kept', 0) for of in counts.values()):,}" if counts else "-"
+
+
+def model_facts(model: Mapping[str, Any], num_versions: int) -> Table:
+    """What is known of a model, but for the counts of posts."""
+    names = model.get("names") or {}
+    whose = [f"{names[handle]} (@{handle})" if names.get(handle) else f"@{handle}" for handle in model["handles"]]
+    return facts_table(
+        {
+            "model": model["id"],
+            "learnt from": ", ".join(whose),
+            "sample": model.get("sample"),
+            "revision": model["revision"],
+            "versions": num_versions,
+            "base": model["base_model"],
+            "made by": model["owned_by"],
+            "created": as_date(model["created"]),
+            "size": as_bytes(model["bytes"]),
+            "parameters": f"{model['num_parameters']:,}" if model["num_parameters"] else None,
+            "context": model["context_length"],
+            "private": "yes" if model["private"] else None,
+        }
+    )
 
 
 def residents_table(residents: Sequence[Mapping[str, Any]]) -> Table:
@@ -134,12 +172,11 @@ def _as_minutes(seconds: float) -> str:
     return f"{minutes}:{rest:02}"
 
 
-def events_table(events: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        [datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S"), event["level"], event["message"]]
-        for event in events
-    ]
-    return table("time", "level", "message", rows=rows)
+def event_line(event: Mapping[str, Any]) -> Text:
+    """One event of a job's history: when, how bad, what."""
+    at = datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S")
+    level = {"error": "red", "warn": "yellow"}.get(event["level"], "")
+    return Text.assemble((at, "dim"), "  ", (f"{event['level']:5}", level), "  ", plain(event["message"]))
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
@@ -201,19 +238,67 @@ def facts_table(facts: Mapping[str, object]) -> Table:
 # --- Texts ------------------------------------------------------------------------------------------------
 
 
-def show_texts(console: Console, prompt: str, texts: Sequence[str]) -> None:
+def show_texts(console: Console, prompt: str, texts: Iterable[str]) -> None:
     """One text a line, the prompt set off in a terminal."""
     for text in texts:
-        console.print(Text.assemble((plain(prompt), "dim"), plain(text)), soft_wrap=True)
+        console.print(_as_text(prompt, text), soft_wrap=True)
 
 
-def show_stream(console: Console, prompt: str, pieces: Iterator[str]) -> None:
-    """One text as it is written. Nothing is shown before the first piece: the request may yet be refused."""
-    first = next(pieces, "")
-    console.print(Text.assemble((plain(prompt), "dim"), plain(first)), end="", soft_wrap=True)
+def show_apart(console: Console, prompt: str, texts: Iterable[str]) -> None:
+    """Texts with an empty line between."""
+    for number, text in enumerate(texts):
+        if number:
+            console.print()
+        console.print(_as_text(prompt, text), soft_wrap=True)
+
+
+def show_stream(console: Console, prompt: str, pieces: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The same while they are written, from the pieces of a completion; the whole texts.
+
+    Nothing is shown before the first piece: the request may yet be refused.
+    """
+    texts: list[str] = []
+    is_over = True
+    try:
+        for index, text, is_over in _in_turn(pieces):
+            if index == len(texts):
+                texts.append("")
+                if index:
+                    console.print()
+                console.print(Text(plain(prompt), "dim"), end="", soft_wrap=True)
+            texts[index] += text
+            console.print(Text(plain(text)), end="\n" if is_over else "", soft_wrap=True)
+    finally:
+        if not is_over:
+            console.print()
+    return texts
+
+
+def _in_turn(pieces: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, bool]]:
+    """Text after text: what comes of a later one waits for those before it. Which text, what comes, is it over."""
+    turn = 0
+    waiting: defaultdict[int, str] = defaultdict(str)
+    over: set[int] = set()
     for piece in pieces:
-        console.print(Text(plain(piece)), end="", soft_wrap=True)
-    console.print()
+        waiting[piece["index"]] += piece["text"]
+        if piece["finish_reason"]:
+            over.add(piece["index"])
+        while turn in waiting:
+            yield turn, waiting.pop(turn), turn in over
+            if turn not in over:
+                break
+            turn += 1
+
+
+def _as_text(prompt: str, text: str) -> Text:
+    return Text.assemble((plain(prompt), "dim"), plain(text))
+
+
+def show_card(console: Console, card: str) -> None:
+    """Markdown, without the facts for programs in front of it. Links are shown as what they say alone."""
+    from rich.markdown import Markdown  # which takes a quarter of the time of all our imports
+
+    console.print(Markdown(plain(_FRONT_MATTER.sub("", card, count=1)), hyperlinks=False))
 
 
 def show_result(console: Console, job: Mapping[str, Any]) -> None:
@@ -271,6 +356,7 @@ class JobProgress:
     def update(self, view: JobView, title: str) -> None:
         """Shows where the job stands."""
         phase, job_id = _phase(view), view.job["id"]
+        self._show_samples(view)
         metrics = self._with_held_out(job_id, view.metrics)
         total, done = metrics.get("total_steps"), metrics.get("step", 0)
         if not self._console.is_terminal:
@@ -284,6 +370,17 @@ class JobProgress:
         if view.status is JobStatus.SUCCEEDED:
             total = done = total or 1
         self._bars.update(self._tasks[job_id], total=total, completed=done, phase=phase, metrics=metrics)
+
+    def _show_samples(self, view: JobView) -> None:
+        """What it writes as it learns; the last ones are shown with the result."""
+        for event in view.events:
+            numbers = event.get("data") or {}
+            if numbers.get("samples") and numbers["step"] < numbers["total_steps"]:
+                self._console.print(
+                    Text(f"After {numbers['step']} of {numbers['total_steps']} steps it writes:", "dim")
+                )
+                for sample in numbers["samples"]:
+                    self._console.print(Text.assemble(("  · ", "dim"), plain(str(sample))), soft_wrap=True)
 
     def _with_held_out(self, job_id: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         if metrics.get("valid_loss") is not None:

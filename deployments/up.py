@@ -2,9 +2,11 @@
 
     python -m deployments.up --port 8000
 
-Stays in the foreground. SIGTERM and Ctrl-C stop everything it started. After a SIGKILL the replicas end by
-themselves within some 3 s, two idle agents of Ray's after a minute; a folder /tmp/rookery-* with logs stays. Ray is
-imported only after its environment is set: it reads its switches at import.
+stdout gets the one line `ready URL`; how far the start is goes to stderr. Where a Rookery runs already, over the same
+data folder or at the same port, nothing is started. Stays in the foreground. SIGTERM and Ctrl-C stop everything it
+started. After a SIGKILL the replicas end by themselves within some 3 s, two idle agents of Ray's after a minute; a
+folder /tmp/rookery-* with logs stays. Ray is imported only after its environment is set: it reads its switches at
+import.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import contextlib
 import io
 import logging
 import os
+import platform
 import secrets
 import shutil
 import signal
@@ -22,16 +25,23 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
+from rich.console import Console
 
-from deployments import haproxy
+from deployments import haproxy, running
+from deployments.checklist import Checklist
+from deployments.client import Client
+from serve.errors import RookeryError
 from serve.settings import BadSetting, Settings
+from serve.version import VERSION
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
@@ -57,43 +67,118 @@ _RAY_ENV = {
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_enable_metrics_collection": "0",
 }
+_WELCOME = """
+The page   {url}
+The API    {url}/v1
+To end it  Ctrl-C, or: rookery down
+"""
 # Two lines for each request, where nobody reads them, cost 32 streams of 60 tokens 5 % of their tokens a second. They
 # are in the files under /tmp while the service runs, a thousand at a time, and at once from the first error on.
 _QUIET_ENV = {"RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000"}
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be started beside the settings. `verbose`: the logs of all replicas go to stderr."""
+
+    port: int = 8000
+    num_generators: int = 1
+    num_gateways: int = 1
+    verbose: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+
 def main(
-    port: int, settings: Settings, *, num_generators: int = 1, num_gateways: int = 1, verbose: bool = False
+    plan: Plan, settings: Settings, remarks: Console | None = None, on_ready: Callable[[str], object] | None = None
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises: SystemExit with a sentence when it cannot start."""
-    _check_port(port)
+    """Serves until SIGTERM or Ctrl-C; `on_ready` gets the address when it answers.
+
+    Raises: SystemExit with a sentence when it cannot start, RookeryError when it cannot use its data.
+    """
+    remarks = remarks or Console(stderr=True, highlight=False)
+    if find_service(plan.url, settings.data, remarks):
+        return
+    _check_port(plan.port)
     if not settings.threads:
-        settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // num_generators))
+        settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // plan.num_generators))
+    say = partial(print, file=sys.stdout, flush=True)
+
+    def welcome() -> None:
+        say(f"ready {plan.url}")
+        remarks.print(_WELCOME.format(url=plan.url), markup=False, soft_wrap=True)
+        if on_ready is not None:
+            on_ready(plan.url)
+
+    with (
+        running.announced(settings.data, plan.url),
+        contextlib.redirect_stdout(sys.stderr),  # Ray's remarks; stdout is for the one line that callers wait for
+    ):
+        checklist = Checklist(remarks)
+        _check_machine(settings, checklist)
+        _serve(plan, settings, checklist, welcome)
+
+
+def _serve(plan: Plan, settings: Settings, checklist: Checklist, on_ready: Callable[[], object]) -> None:
+    """Until a signal comes."""
     scratch = Path(f"/tmp/rookery-{secrets.token_hex(4)}")
     binary = haproxy.find_haproxy()
-    _set_environment(settings, (haproxy.switches(scratch) if binary else {}) | ({} if verbose else _QUIET_ENV))
+    _set_environment(settings, (haproxy.switches(scratch) if binary else {}) | ({} if plan.verbose else _QUIET_ENV))
     import ray.serve  # noqa: F401  # before signals are caught: an import that one cuts off cannot be repeated
 
-    say = partial(print, file=sys.stdout, flush=True)
-    with (
-        contextlib.redirect_stdout(sys.stderr),  # Ray's remarks; stdout is for the one line that callers wait for
-        _private_folder(scratch),
-    ):
+    with _private_folder(scratch):
         try:
             _catch_signals()
-            if binary:
-                haproxy.write_start(scratch, binary)
-            # A folder below: Ray opens its own to everybody.
-            _start_ray(str(scratch / "ray"), num_cpus=2 * num_generators + 1, verbose=verbose)
-            _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
-            _deploy(port, num_generators, num_gateways, settings.device, verbose=verbose)
-            _wait_until_ready(port)
-            say(f"ready http://{HOST}:{port}")
+            with checklist.step("Ray") as said:
+                if binary:
+                    haproxy.write_start(scratch, binary)
+                # A folder below: Ray opens its own to everybody.
+                _start_ray(str(scratch / "ray"), num_cpus=2 * plan.num_generators + 1, verbose=plan.verbose)
+                _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
+                said("started, HAProxy in front" if binary else "started, without HAProxy: streams take more CPU time")
+            with checklist.step("deployments") as said:
+                device = _deploy(plan, settings.device)
+                said(f"gateways {plan.num_gateways}, generators {plan.num_generators}, on the {device.upper()}")
+            with checklist.step("first token"):
+                _wait_until_ready(plan.port)
+            on_ready()
             signal.pause()
         except _Stopped:
             pass
         finally:
             _stop()
+
+
+def find_service(url: str, data: Path, remarks: Console) -> bool:
+    """Whether a Rookery is over the folder or at the address already; tells where, with the line `ready` if it is."""
+    found = running.find(data)
+    at = found.url if found else url
+    with Client(at) as client:
+        if found is None and not client.is_rookery():
+            return False
+        is_ready = client.is_ready()
+    about = f"process {found.pid} over {data}" if found else "over another folder"
+    state = "running" if is_ready else "starting"
+    remarks.print(f"Rookery is {state} already at {at} ({about}).", markup=False, soft_wrap=True)
+    if is_ready:
+        print(f"ready {at}", flush=True)  # noqa: T201  # as for callers that wait for a new one
+    return True
+
+
+def _check_machine(settings: Settings, checklist: Checklist) -> None:
+    """What can be known before anything starts. Raises: SystemExit, RookeryError."""
+    with checklist.step("versions") as said:
+        others = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
+        said(f"Rookery {VERSION}, Python {platform.python_version()}, {others}")
+    with checklist.step("data folder") as said:
+        said(f"{settings.data.absolute()}, {shutil.disk_usage(settings.data).free / 1e9:,.1f} GB free")
+    with checklist.step("database") as said:
+        from serve.database.connection import Database
+
+        Database(settings.sql_url).close()  # brings its tables up to date, once for all processes
+        said("SQLite, in the data folder" if not settings.database_url else settings.database_url.partition(":")[0])
 
 
 @contextlib.contextmanager
@@ -148,19 +233,22 @@ def _start_ray(scratch: str, *, num_cpus: int, verbose: bool) -> None:
         raise _Stopped from exc  # Ray's own handler of SIGTERM
 
 
-def _deploy(port: int, num_generators: int, num_gateways: int, device: str, *, verbose: bool) -> None:
+def _deploy(plan: Plan, device: str) -> Literal["gpu", "cpu"]:
+    """Returns what the generators compute on. Raises: SystemExit."""
     import ray
     from ray import serve
 
     from deployments.app import APP_NAME, AppArgs, build
 
-    logging.getLogger("ray.serve").setLevel(logging.INFO if verbose else logging.WARNING)
-    serve.start(http_options={"host": HOST, "port": port})
+    logging.getLogger("ray.serve").setLevel(logging.INFO if plan.verbose else logging.WARNING)
+    serve.start(http_options={"host": HOST, "port": plan.port})
     has_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     if device == "cuda" and not has_gpu:
         raise SystemExit("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")
-    args = AppArgs(num_generators=num_generators, num_gateways=num_gateways, device="gpu" if has_gpu else "cpu")
+    found: Literal["gpu", "cpu"] = "gpu" if has_gpu else "cpu"
+    args = AppArgs(num_generators=plan.num_generators, num_gateways=plan.num_gateways, device=found)
     serve.run(build(args), name=APP_NAME)
+    return found
 
 
 def _wait_until_ready(port: int) -> None:
@@ -213,25 +301,19 @@ def _stop() -> None:
         psutil.wait_procs(left, timeout=_STOP_GRACE_S)
 
 
-def _parse_args() -> argparse.Namespace:
+def _parse_args() -> Plan:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--generators", type=int, default=1, help="replicas that write text")
     parser.add_argument("--gateways", type=int, default=1, help="replicas that speak HTTP")
     parser.add_argument("--verbose", action="store_true", help="show the logs of all replicas")
-    return parser.parse_args()
+    args = parser.parse_args()
+    return Plan(args.port, args.generators, args.gateways, args.verbose)
 
 
 if __name__ == "__main__":
-    _args = _parse_args()
+    _plan = _parse_args()
     try:
-        _settings = Settings.from_env()
-    except BadSetting as error:
+        main(_plan, Settings.from_env())
+    except (BadSetting, RookeryError) as error:
         raise SystemExit(str(error)) from error
-    main(
-        _args.port,
-        _settings,
-        num_generators=_args.generators,
-        num_gateways=_args.gateways,
-        verbose=_args.verbose,
-    )

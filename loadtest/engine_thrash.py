@@ -101,7 +101,7 @@ class Bench:
     async def _model_bytes(self) -> int:
         probe = LocalGenerator(self._settings(1 << 30))
         await ask(probe, 0, num_tokens=1)
-        (resident,) = await probe.residents()
+        (resident,) = probe.view().residents
         await probe.close()
         return resident.num_bytes
 
@@ -261,7 +261,7 @@ async def soak(bench: Bench, num_loads: int) -> dict[str, float]:
                 times.append(time.perf_counter() - began)
                 sizes.append(resident_mib())
         took_s = time.perf_counter() - began
-        held = {resident.model_id for resident in await generator.residents()}
+        held = {resident.model_id for resident in generator.view().residents}
         again = [await ask(generator, (num_loads - 1 - back) % num_models, num_tokens=1) for back in range(num_fit)]
     slope = statistics.linear_regression(times, sizes).slope
     return {

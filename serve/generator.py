@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -37,10 +38,20 @@ from serve.pool.pool import ModelPool
 from serve.settings import Settings
 from serve.store.opening import open_store
 from serve.store.revisions import Revision
-from serve.types import Delta, GenerationRequest, PromptInfo, Resident, SamplingParams, Tier
+from serve.types import (
+    Delta,
+    Eviction,
+    GenerationRequest,
+    PromptInfo,
+    ReplicaView,
+    Resident,
+    SamplingParams,
+    Tier,
+)
 
 logger = logging.getLogger(__name__)
 
+_NUM_EVICTIONS = 50  # that are shown
 _MAX_FRESH = 1024  # tokens of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
 
 
@@ -70,6 +81,8 @@ class LocalGenerator:
         )
         self._metrics.pool_budget_bytes.set(config.budget_bytes)
         self._calls: dict[Sequence, _Call] = {}
+        self._evictions: deque[tuple[float, Evicted]] = deque(maxlen=_NUM_EVICTIONS)  # with when; the newest first
+        self._started = time.monotonic()
         self._releases: set[asyncio.Task[None]] = set()
         self._flush_clock = FlushClock(settings.flush_interval_s)
         self._closed = False
@@ -92,13 +105,8 @@ class LocalGenerator:
         finally:
             self._engine.cancel(call.sequences)
 
-    async def residents(self) -> list[Resident]:
-        residents = []
-        for model in self._pool.residents():
-            model_id, _, revision = model.key.partition("@")
-            tier = model.tier
-            residents.append(Resident(model_id, revision, tier, model.num_bytes, model.leases, model.idle_s))
-        return residents
+    async def replicas(self) -> list[ReplicaView]:
+        return [self.view()]
 
     async def forget(self, model_id: str) -> None:
         wanted = model_id.lower()  # ids name the same model in any case
@@ -120,6 +128,30 @@ class LocalGenerator:
         await asyncio.gather(*self._releases)
         await self._pool.close()
         await asyncio.to_thread(self._engine.close)
+
+    def view(self) -> ReplicaView:
+        """This generator as it is now."""
+        now, config, pool = time.monotonic(), self._engine.config, self._pool
+        num_running = sum(sequence.kv_row >= 0 for sequence in self._calls)
+        return ReplicaView(
+            name="",
+            device=config.device.type,
+            dtype=config.weights,
+            used_bytes=pool.used_bytes,
+            budget_bytes=pool.budget_bytes,
+            residents=tuple(
+                Resident(*_parts_of(model.key), model.tier, model.num_bytes, model.leases, model.idle_s)
+                for model in pool.residents()
+            ),
+            evictions=tuple(
+                Eviction(*_parts_of(event.key), event.reason, event.num_bytes, now - at)
+                for at, event in self._evictions
+            ),
+            num_waiting=pool.num_waiting,
+            num_queued=len(self._calls) - num_running,
+            num_running=num_running,
+            up_s=now - self._started,
+        )
 
     def metrics_text(self) -> str:
         """Prometheus exposition of this process's engine and pool."""
@@ -189,12 +221,18 @@ class LocalGenerator:
                 self._metrics.model_loads.labels("none", "failed").inc()
             case Evicted():
                 self._metrics.model_evictions.labels(event.reason).inc()
+                self._evictions.appendleft((time.monotonic(), event))
         self._metrics.pool_resident_bytes.set(self._pool.used_bytes)
         self._metrics.pool_resident_models.set(len(self._pool.residents()))
 
 
 def _key_of(revision: Revision) -> str:
     return f"{revision.model_id}@{revision.revision}"
+
+
+def _parts_of(key: str) -> tuple[str, str]:
+    model_id, _, revision = key.partition("@")
+    return model_id, revision
 
 
 @dataclass(frozen=True, slots=True)

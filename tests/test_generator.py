@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from serve import generator as generator_module
 from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, ModelUnusable, RookeryError
 from serve.generator import LocalGenerator
 from serve.settings import Settings
@@ -45,7 +46,7 @@ async def room_for(num_models: int, data: Path) -> LocalGenerator:
     """A generator whose memory holds so many of the tiny models."""
     large = LocalGenerator(replace(settings(data), memory_bytes=1 << 24))
     await collect(large, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
-    one_model = (await large.residents())[0].num_bytes
+    one_model = large.view().residents[0].num_bytes
     await large.close()
     return LocalGenerator(replace(settings(data), memory_bytes=num_models * one_model))
 
@@ -99,7 +100,7 @@ async def test_an_unknown_model_is_not_found_and_nothing_is_evicted(generator: L
     for name in ("test/none", "../../etc/passwd", "a/b/c", ""):
         with pytest.raises(ModelNotFound):
             await collect(generator, GenerationRequest(name, ("a",)))
-    assert [r.model_id for r in await generator.residents()] == ["test/m1"]
+    assert [r.model_id for r in generator.view().residents] == ["test/m1"]
 
 
 async def test_bad_requests_are_refused_before_anything_is_loaded(generator: LocalGenerator) -> None:
@@ -111,7 +112,7 @@ async def test_bad_requests_are_refused_before_anything_is_loaded(generator: Loc
         await collect(generator, GenerationRequest("test/m2", ("a",), {"logit_bias": ((512, 1.0),)}))
     with pytest.raises(InvalidRequest, match="vocabulary"):
         await collect(generator, GenerationRequest("test/m2", ((1, 2, 512),)))
-    assert await generator.residents() == []
+    assert generator.view().residents == ()
 
 
 async def test_a_folder_that_is_no_gpt2_is_refused_with_what_was_found(generator: LocalGenerator, data: Path) -> None:
@@ -128,7 +129,7 @@ async def test_leaving_early_frees_the_weights_and_the_place_in_the_batch(genera
     await anext(stream)
     await stream.aclose()  # type: ignore[attr-defined]
     for _ in range(200):
-        (resident,) = await generator.residents()
+        (resident,) = generator.view().residents
         if resident.leases == 0:
             break
         await asyncio.sleep(0.01)
@@ -141,7 +142,7 @@ async def test_more_models_than_fit_take_turns(data: Path) -> None:
     requests = [GenerationRequest(f"test/m{i % NUM_MODELS}", ("a",), {"max_new_tokens": 5}) for i in range(20)]
     results = await asyncio.wait_for(asyncio.gather(*(collect(small, request) for request in requests)), 60)
     assert all(sequence[-1].finish_reason for (sequence,) in results)
-    assert len(await small.residents()) <= 2
+    assert len(small.view().residents) <= 2
     await small.close()
 
 
@@ -155,7 +156,43 @@ async def test_a_replaced_folder_is_served_anew_without_a_restart(generator: Loc
 
 async def test_ready_means_a_token_was_really_generated(generator: LocalGenerator) -> None:
     await generator.check_ready()
-    assert [r.model_id for r in await generator.residents()] == ["test/m0"]
+    assert [r.model_id for r in generator.view().residents] == ["test/m0"]
+
+
+async def test_a_look_at_it_tells_what_is_in_memory_and_what_is_being_written(data: Path) -> None:
+    generator = LocalGenerator(settings(data, max_sequences=2))
+    request = GenerationRequest("test/m0", ("a",), {"max_new_tokens": 60, "ignore_eos": True}, num_choices=3)
+    stream = generator.generate(request)
+    await anext(stream)
+    (view,) = await generator.replicas()
+    assert (view.name, view.device, view.dtype, view.budget_bytes) == ("", "cpu", "float32", 1 << 30)
+    (resident,) = view.residents
+    assert resident.model_id == "test/m0" and resident.leases == 1 and view.used_bytes == resident.num_bytes
+    assert (view.num_running, view.num_queued, view.num_waiting) == (2, 1, 0)
+    async for _ in stream:
+        pass
+    idle = generator.view()
+    assert (idle.num_running, idle.num_queued, idle.evictions) == (0, 0, ())
+    assert idle.up_s > view.up_s > 0
+    await generator.close()
+
+
+async def test_the_last_evictions_are_told_with_their_reasons_the_newest_first(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator_module, "_NUM_EVICTIONS", 3)
+    small = await room_for(1, data)
+    for number in range(5):
+        await collect(small, GenerationRequest(f"test/m{number}", ("a",), {"max_new_tokens": 1}))
+    (left,) = small.view().residents
+    assert [(one.model_id, one.reason) for one in small.view().evictions] == [
+        (f"test/m{number}", "budget") for number in (3, 2, 1)
+    ]
+    await small.forget("test/m4")
+    newest, before, *_ = small.view().evictions
+    assert (newest.model_id, newest.revision, newest.reason) == ("test/m4", left.revision, "forgotten")
+    assert newest.num_bytes == left.num_bytes and 0 <= newest.ago_s <= before.ago_s
+    await small.close()
 
 
 async def test_the_seed_and_index_decide_the_text_not_the_company(generator: LocalGenerator) -> None:
@@ -220,7 +257,7 @@ async def test_a_lease_ends_with_the_last_token_however_slow_the_reader(generato
     stream = generator.generate(GenerationRequest("test/m0", ("a",), {"max_new_tokens": 30, "ignore_eos": True}))
     await anext(stream)
     for _ in range(500):
-        (resident,) = await generator.residents()
+        (resident,) = generator.view().residents
         if resident.leases == 0:
             break
         await asyncio.sleep(0.01)
@@ -244,6 +281,6 @@ async def test_three_hundred_loads_and_evictions_leave_every_slot_and_no_memory_
         await turn(number)
     grown = resident_bytes() - before
     assert grown < 200 * 20_000  # a slot has 175,616 bytes: one lost load in nine would show
-    assert len(await small.residents()) == 2
+    assert len(small.view().residents) == 2
     await asyncio.gather(turn(0), turn(1))
     await small.close()

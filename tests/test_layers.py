@@ -1,6 +1,7 @@
 """Who may import whom: the architecture, held by a test.
 
 leaves <- engine, pool, store, database, api, flush <- hub <- loader, locator, generator <- training <- deployments
+api <- web <- deployments
 loadtest imports nothing of ours; but its engine_* and train_* benchmarks measure engine and training without HTTP
 """
 
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {"errors", "types", "shape", "settings", "metrics"}
+LEAVES = {"errors", "types", "shape", "settings", "metrics", "version"}
 # Each part of `serve`, and the parts it may import beside the leaves and itself.
 ALLOWED: dict[str, set[str]] = {
     "engine": set(),
     "pool": set(),
     "store": set(),
     "api": set(),
+    "web": {"api"},
     "loader": {"engine", "pool", "store"},
     "hub": {"store"},
     "locator": {"store", "hub"},
@@ -34,6 +36,7 @@ LEAF_ORDER: dict[str, set[str]] = {
     "shape": {"errors"},
     "settings": set(),
     "metrics": set(),
+    "version": set(),
 }
 FILES = sorted(path for top in ("serve", "deployments", "loadtest", "tests") for path in (ROOT / top).rglob("*.py"))
 

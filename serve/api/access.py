@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from hmac import compare_digest
+from urllib.parse import unquote, urlsplit
 
 from fastapi import Request, params
+from starlette.datastructures import Headers
 
-from serve.api.status import KeyNeeded
+from serve.api.status import CrossSite, KeyNeeded
 from serve.errors import ModelNotFound
 from serve.types import Catalogue, ModelId, ModelInfo
 
+COOKIE = "rookery_key"  # percent-encoded
 _SCHEME = "bearer "
 
 
@@ -31,10 +34,17 @@ class Access:
 
     def has_key(self, request: Request) -> bool:
         """Whether the request sends a key of ours, or none is needed."""
-        if not self._keys:
-            return True
-        sent = sent_key(request).encode()
-        return sum(compare_digest(sent, key) for key in self._keys) > 0  # not `any`: each is compared, whichever fits
+        return not self._keys or self.opens(sent_key(request))
+
+    def opens(self, key: str) -> bool:
+        """Whether it is a key of ours."""
+        sent = key.encode()
+        return sum(compare_digest(sent, own) for own in self._keys) > 0  # not `any`: each is compared, whichever fits
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether there are keys at all."""
+        return bool(self._keys)
 
     def demand(self, request: Request) -> None:
         """Raises: KeyNeeded."""
@@ -65,6 +75,21 @@ class Access:
 
 
 def sent_key(request: Request) -> str:
-    """What stands behind `Authorization: Bearer`; "" where nothing does."""
+    """What stands behind `Authorization: Bearer`, else what a browser got when it signed in; "" where nothing is."""
     header = request.headers.get("authorization", "")
-    return header[len(_SCHEME) :].strip() if header[: len(_SCHEME)].lower() == _SCHEME else ""
+    if header[: len(_SCHEME)].lower() == _SCHEME:
+        return header[len(_SCHEME) :].strip()
+    return unquote(request.cookies.get(COOKIE, ""))
+
+
+def check_origin(headers: Headers) -> None:
+    """Refuses what a page of another site has a browser send, which brings the cookie, or reaches a loopback address.
+
+    Other clients than browsers send none of these headers. Source: Fetch Metadata (W3C), RFC 6454.
+    Raises: CrossSite.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is None and origin is not None:
+        site = "same-origin" if urlsplit(origin).netloc == headers.get("host") else "cross-site"
+    if site not in (None, "none", "same-origin"):
+        raise CrossSite("This request comes from a page of another site; send it from this server's own pages.")

@@ -12,16 +12,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from uuid import uuid4
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status
 from serve.api import files as files_api
-from serve.api.access import Access
-from serve.api.service import Limits, Preview, Service
+from serve.api.access import Access, check_origin
+from serve.api.readiness import Readiness
+from serve.api.service import DrawPreview, Limits, Preview, Service
+from serve.api.status import CrossSite
 from serve.errors import RookeryError
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs, Puller
@@ -29,11 +30,8 @@ from serve.types import Catalogue, Files, Generator, Jobs, Puller
 log = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CLIENT_LEFT = 499  # nginx's number, for the metrics only: nobody is there to read it
-
-_PAGE = """<!doctype html><meta charset="utf-8"><title>Rookery</title>
-<h1>Rookery</h1><p>Personal tweet models over HTTP. <a href="v1/models">Models</a>, <a href="openapi.json">API</a>.</p>
-"""
 
 
 def build_api(
@@ -48,15 +46,18 @@ def build_api(
     extra_metrics: Callable[[], Awaitable[str]] | None = None,
     limits: Limits | None = None,
     preview: Preview | None = None,
+    draw_preview: DrawPreview | None = None,
+    add_pages: Callable[[FastAPI, Service], None] | None = None,
     puller: Puller | None = None,
     access: Access | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
-    """All routes over the given parts. `extra_metrics` gives the exposition of other processes.
+    """All routes over the given parts, and the pages of `add_pages`. `extra_metrics`: of other processes.
 
     `sends_request_id` is False behind a server that puts x-request-id into every answer itself.
     """
     upload_dir.mkdir(parents=True, exist_ok=True)
+    limits = limits or Limits()
     service = Service(
         generator=generator,
         catalogue=catalogue,
@@ -64,9 +65,11 @@ def build_api(
         jobs=jobs,
         upload_dir=upload_dir,
         default_base=default_base,
+        readiness=Readiness(generator.check_ready, limits.ready_s),
         metrics=metrics or Metrics(),
-        limits=limits or Limits(),
+        limits=limits,
         preview=preview,
+        draw_preview=draw_preview,
         puller=puller,
         access=access or Access(),
     )
@@ -80,15 +83,12 @@ def build_api(
         bots.router(service),
         huggingface.router(service),
         health.router(service, extra_metrics),
-        hub.router(service),  # last: its paths begin with any model's name
     ):
         app.include_router(router)
-
-    @app.get("/", include_in_schema=False)
-    async def front_page(request: Request) -> Response:
-        return HTMLResponse(_PAGE)
-
     status.install(app)
+    if add_pages is not None:
+        add_pages(app, service)
+    app.include_router(hub.router(service))  # last: its paths begin with any model's name
     app.add_middleware(RequestBorder, metrics=service.metrics, sends_id=sends_request_id)
     return app
 
@@ -119,7 +119,11 @@ class RequestBorder:
             await send(message)
 
         try:
+            if scope["method"] not in _SAFE_METHODS:
+                check_origin(Headers(scope=scope))
             await self._app(scope, receive, send_with_id)
+        except CrossSite as refused:
+            await status.reply_to(refused, scope["path"])(scope, receive, send_with_id)
         except ClientDisconnect:
             answered = answered or _CLIENT_LEFT
         except Exception:

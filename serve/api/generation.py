@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.api.access import sent_key
 from serve.api.service import Limits, Service
 from serve.api.status import body_of, to_json
 from serve.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
@@ -257,11 +258,9 @@ def timing_headers(run: Run) -> dict[str, str]:
 
 
 def caller_of(request: Request) -> str:
-    """A name for whoever sent this bearer token, from which the token cannot be told; "" without one."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not (token := token.strip()):
-        return ""
-    return blake2b(token.encode(), digest_size=8).hexdigest()
+    """A name for whoever sent this key, from which the key cannot be told; "" without one."""
+    token = sent_key(request)
+    return blake2b(token.encode(), digest_size=8).hexdigest() if token else ""
 
 
 def arrival(request: Request) -> float:

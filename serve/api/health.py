@@ -1,60 +1,31 @@
-"""Is the process alive, can it really write text, what is in memory, and what has it counted."""
+"""Is the process alive, can it really write text, how is it doing, what is in memory, and what has it counted."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from serve.api.overview import ServiceStatus, is_ready, service_status
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import RookeryError, StoreUnavailable
-from serve.types import Resident
+from serve.types import Eviction, ReplicaView, Resident
+from serve.version import VERSION
 
 log = logging.getLogger(__name__)
 
-_READY_FOR_S = 5.0
 _EXTRA_METRICS_S = 5.0
 
 
-class Readiness:
-    """The generator's own check, one at a time and remembered for a few seconds when it was good.
-
-    The check goes on when a probe gives up, so a cold start longer than the probe's patience still ends.
-    """
-
-    def __init__(self, check: Callable[[], Awaitable[None]], patience_s: float) -> None:
-        self._check = check
-        self._patience_s = patience_s
-        self._running: asyncio.Task[None] | None = None
-        self._good_until = 0.0
-
-    async def wait(self) -> None:
-        """Raises: RookeryError when the generator is not ready."""
-        if time.monotonic() < self._good_until:
-            return
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
-        try:
-            await asyncio.wait_for(asyncio.shield(self._running), self._patience_s)
-        except TimeoutError as exc:
-            raise StoreUnavailable("Not ready yet: the base model is still being loaded.", retry_after_s=2) from exc
-
-    async def _run(self) -> None:
-        await self._check()
-        self._good_until = time.monotonic() + _READY_FOR_S
-
-
 def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None) -> APIRouter:
-    """/healthz, /readyz, /health, /metrics and /v1/residents."""
+    """/healthz, /readyz, /health, /metrics, /v1/status, /v1/replicas and /v1/residents."""
     routes = APIRouter()
-    readiness = Readiness(service.generator.check_ready, service.limits.ready_s)
 
     @routes.get("/healthz")
     async def is_alive() -> Response:
@@ -62,9 +33,9 @@ def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None)
 
     @routes.get("/readyz")
     @routes.get("/health")  # text-generation-inference's name for it
-    async def is_ready() -> Response:
+    async def check_ready() -> Response:
         try:
-            await readiness.wait()
+            await service.readiness.wait()
         except RookeryError as exc:
             raise StoreUnavailable(f"Not ready: {exc.message}", retry_after_s=exc.retry_after_s or 2) from exc
         return json_reply({"status": "ready"})
@@ -81,10 +52,65 @@ def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None)
 
     @routes.get("/v1/residents", dependencies=service.access.required)
     async def list_residents() -> Response:
-        residents = await service.generator.residents()
+        replicas = await service.generator.replicas()
+        residents = [resident for replica in replicas for resident in replica.residents]
         return json_reply({"object": "list", "data": [_resident_json(one) for one in residents]})
 
+    @routes.get("/v1/replicas", dependencies=service.access.required)
+    async def list_replicas() -> Response:
+        replicas = await service.generator.replicas()
+        return json_reply({"object": "list", "data": [_replica_json(one) for one in replicas]})
+
+    @routes.get("/v1/status")
+    async def show_status(request: Request) -> Response:
+        if not service.access.has_key(request):
+            return json_reply({"version": VERSION, "ready": await is_ready(service)})
+        return json_reply(_status_json(await service_status(service)))
+
     return routes
+
+
+def _status_json(status: ServiceStatus) -> dict[str, Any]:
+    return {
+        "version": status.version,
+        "base_model": status.base_model,
+        "ready": status.is_ready,
+        "replicas": None if status.replicas is None else len(status.replicas),
+        "resident_models": status.num_resident_models,
+        "used_bytes": status.used_bytes,
+        "budget_bytes": status.budget_bytes,
+        "queued": status.num_queued,
+        "running": status.num_running,
+        "jobs": status.jobs,
+        "models": status.num_models,
+        "hub": {"enabled": status.is_hub_enabled},
+    }
+
+
+def _replica_json(replica: ReplicaView) -> dict[str, Any]:
+    return {
+        "replica": replica.name,
+        "device": replica.device,
+        "dtype": replica.dtype,
+        "used_bytes": replica.used_bytes,
+        "budget_bytes": replica.budget_bytes,
+        "waiting": replica.num_waiting,
+        "queued": replica.num_queued,
+        "running": replica.num_running,
+        "up_s": round(replica.up_s, 3),
+        "residents": [_resident_json(one) for one in replica.residents],
+        "evictions": [_eviction_json(one) for one in replica.evictions],
+    }
+
+
+def _eviction_json(eviction: Eviction) -> dict[str, Any]:
+    return {
+        "model": eviction.model_id,
+        "revision": eviction.revision,
+        "reason": eviction.reason,
+        "bytes": eviction.num_bytes,
+        "ago_s": round(eviction.ago_s, 3),
+    }
 
 
 def _resident_json(resident: Resident) -> dict[str, Any]:

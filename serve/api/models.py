@@ -1,41 +1,47 @@
-"""Models: OpenAI's list, look-up and deletion; ours are the versions of a model, going back to one, and its picture.
+"""Models: OpenAI's list, look-up and deletion; ours are a model's versions, going back to one, its picture and faces.
 
 An id has one slash or none, percent-encoded or not, and may name a revision behind '@'.
 """
 
 from __future__ import annotations
 
-from hashlib import blake2b
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
+import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
 from serve.api.body import Body, read_json
-from serve.api.caching import cache_control, is_known
+from serve.api.caching import cache_control
 from serve.api.generation import check_model_id
 from serve.api.lists import After, as_list, page_of
+from serve.api.previews import PNG, choose_preview, face_of, image_reply, read_image
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import ModelNotFound
-from serve.types import ModelId, ModelInfo, RevisionInfo
+from serve.types import MAX_ARCHIVES, ModelId, ModelInfo, RevisionInfo
 
 _Limit = Annotated[int, Query(ge=1, le=10_000)]
-
-_MAX_PICTURE_BYTES = 8 << 20  # ours have some 100 kB; a folder from elsewhere may hold anything under that name
+_MAX_DRAWN = 2  # pictures at once: each takes a core, and streams of texts need the rest
 
 
 class RollbackBody(Body):
     revision: Annotated[str, Field(min_length=1, max_length=96)]
 
 
+class PreviewBody(Body):
+    text: str
+    prompt: str
+
+
 def router(service: Service) -> APIRouter:
     """/v1/models and what is below."""
     routes = APIRouter(prefix="/v1/models")
     catalogue, access = service.catalogue, service.access
+    drawing = anyio.CapacityLimiter(_MAX_DRAWN)
 
     @routes.get("")
     async def list_models(
@@ -68,16 +74,36 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{model:path}/picture")
     async def read_picture(model: str, request: Request) -> Response:
-        revision = ModelId.parse(model).revision
-
         def read() -> Response:
             if namesake := _find_namesake(service, request, model, "picture"):
                 return json_reply(model_json(namesake))
             info = access.find_model(catalogue, model, request)
-            caching = cache_control(revision, is_private=info.is_private)
-            return _picture_reply(_read(catalogue.find_picture(model)), request, caching)
+            caching = cache_control(None, is_private=info.is_private)  # of any revision another may be chosen
+            return image_reply(read_image(catalogue.find_picture(model)), PNG, request, caching)
 
         return await anyio.to_thread.run_sync(read)
+
+    @routes.get("/{model:path}/avatar")
+    async def read_avatar(
+        model: str, request: Request, number: Annotated[int, Query(ge=0, lt=MAX_ARCHIVES)] = 0
+    ) -> Response:
+        revision = ModelId.parse(model).revision
+
+        def read() -> Response:
+            if namesake := _find_namesake(service, request, model, "avatar"):
+                return json_reply(model_json(namesake))
+            info = access.find_model(catalogue, model, request)
+            image, media_type = face_of(service, model, info, number)
+            return image_reply(image, media_type, request, cache_control(revision, is_private=info.is_private))
+
+        return await anyio.to_thread.run_sync(read)
+
+    @routes.post("/{model:path}/preview", dependencies=access.required)
+    async def set_preview(model: str, request: Request) -> Response:
+        check_model_id(model)
+        body = await read_json(request, PreviewBody, service.limits)
+        choose = partial(choose_preview, service, model, body.text, body.prompt)
+        return json_reply(model_json(await anyio.to_thread.run_sync(choose, limiter=drawing)))
 
     @routes.post("/{model:path}/rollback", dependencies=access.required)
     async def roll_back(model: str, request: Request) -> Response:
@@ -96,13 +122,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.delete("/{model:path}", dependencies=access.required)
     async def delete_model(model: str) -> Response:
-        check_model_id(model)
-        deleted = await anyio.to_thread.run_sync(catalogue.delete_model, model)
-        await anyio.to_thread.run_sync(service.jobs.forget_model, deleted)
-        await service.generator.forget(deleted)
+        deleted = await delete_everywhere(service, check_model_id(model))
         return json_reply({"id": deleted, "object": "model", "deleted": True})
 
     return routes
+
+
+async def delete_everywhere(service: Service, model_id: str) -> str:
+    """From disk, memory and what its jobs wrote; gives its id as it was spelled. Raises: ModelNotFound, Conflict."""
+    deleted = await anyio.to_thread.run_sync(service.catalogue.delete_model, model_id)
+    await anyio.to_thread.run_sync(service.jobs.forget_model, deleted)
+    await service.generator.forget(deleted)
+    return deleted
 
 
 def model_json(info: ModelInfo) -> dict[str, Any]:
@@ -119,6 +150,8 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "num_parameters": info.num_parameters,
         "context_length": info.context_length,
         "counts": {handle: dict(counts) for handle, counts in info.counts.items()},
+        "names": dict(info.names),
+        "sample": info.sample,
         "tags": list(info.tags),
         "private": info.is_private,
         "from_hub": info.from_hub,
@@ -153,24 +186,3 @@ def _find_namesake(service: Service, request: Request, model: str, word: str) ->
         return service.access.find_model(service.catalogue, check_model_id(f"{model}/{word}"), request)
     except ModelNotFound:
         return None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            picture = file.read(_MAX_PICTURE_BYTES + 1)
-    except FileNotFoundError as exc:
-        raise ModelNotFound("The model has just been deleted.", param="model") from exc
-    if len(picture) > _MAX_PICTURE_BYTES:
-        raise ModelNotFound(
-            f"The model's picture has more than {_MAX_PICTURE_BYTES} bytes, the most that is shown.", param="model"
-        )
-    return picture
-
-
-def _picture_reply(picture: bytes, request: Request, caching: str) -> Response:
-    etag = f'"{blake2b(picture, digest_size=16).hexdigest()}"'
-    headers = {"etag": etag, "cache-control": caching, "x-content-type-options": "nosniff"}
-    if is_known(request.headers.get("if-none-match"), etag):
-        return Response(None, 304, headers)
-    return Response(picture, 200, headers, media_type="image/png")

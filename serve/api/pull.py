@@ -36,7 +36,7 @@ _HEARTBEAT_S = 5.0  # something is said at least so often: proxies cut silent co
 def router(service: Service) -> APIRouter:
     """POST /v1/models/{id}/pull."""
     routes = APIRouter(prefix="/v1/models")
-    pulls = _Pulls(service.metrics)
+    pulls = Pulls(service.metrics)
 
     @routes.post("/{model:path}/pull")
     async def pull_model(model: str, request: Request) -> Response:
@@ -56,14 +56,14 @@ class _Wanted(NamedTuple):
     revision: str | None
 
 
-class _Pulls:
+class Pulls:
     """Those under way, each once however many listen."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._running: dict[_Wanted, _Pull] = {}
+        self._running: dict[_Wanted, Pull] = {}
 
-    def join(self, wanted: ModelId, model_id: str, puller: Puller) -> _Pull:
+    def join(self, wanted: ModelId, model_id: str, puller: Puller) -> Pull:
         """The pull of `model_id`, begun where there is none. Raises: Overloaded."""
         key = _Wanted(str(wanted).lower(), wanted.revision)
         if found := self._running.get(key):
@@ -76,58 +76,70 @@ class _Pulls:
             del self._running[key]
             self._metrics.pull_duration.labels(outcome).observe(time.monotonic() - started)
 
-        pull = self._running[key] = _Pull(puller, model_id, end)
+        pull = self._running[key] = Pull(puller, model_id, end)
         pull.start()
         return pull
 
 
-class _Pull:
-    """One pull in a thread of its own, which goes on when nobody listens any more. `on_end` gets the outcome there."""
+class Pull:
+    """One pull in a thread of its own, which goes on when nobody listens any more. `on_end` gets the outcome there.
+
+    `progress`: how far it is; `result`: how it ended, None until then.
+    """
 
     def __init__(self, puller: Puller, model_id: str, on_end: Callable[[str], None]) -> None:
         self._puller, self._model_id, self._on_end = puller, model_id, on_end
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()  # the next; each has its own
-        self._progress = PullProgress("resolving")
-        self._result: ModelInfo | RookeryError | None = None
+        self.progress = PullProgress("resolving")
+        self.result: ModelInfo | RookeryError | None = None
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="pull", daemon=True).start()
 
     async def wait_until_decided(self) -> None:
         """Returns when there is something to fetch, or it is done. Raises: what the Hub refuses at once."""
-        while self._result is None and self._progress.phase == "resolving":
+        while self.result is None and self.progress.phase == "resolving":
             await self._news.wait()
-        if isinstance(self._result, RookeryError):
-            raise copy.copy(self._result)  # each who waits has an error of its own
+        self._raise()
+
+    async def wait_until_ended(self) -> None:
+        """Raises: what it ended in."""
+        while self.result is None:
+            await self._news.wait()
+        self._raise()
 
     async def lines(self, path: str) -> AsyncIterator[bytes]:
         """How far it is, a few times a second, and at last how it ended."""
-        while self._result is None:
+        while self.result is None:
             news = self._news  # before the look at how far it is: nothing is missed
-            yield to_json({"object": "model.pull", "model": self._model_id, **_progress_json(self._progress)}) + b"\n"
+            yield to_json({"object": "model.pull", "model": self._model_id, **_progress_json(self.progress)}) + b"\n"
             await asyncio.sleep(_LINE_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(news.wait(), _HEARTBEAT_S)
-        end = self._result
+        end = self.result
         yield to_json(body_of(end, path) if isinstance(end, RookeryError) else model_json(end)) + b"\n"
+
+    def _raise(self) -> None:
+        if isinstance(self.result, RookeryError):
+            raise copy.copy(self.result)  # each who waits has an error of its own
 
     # --- In the thread ------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._result = self._puller.pull(self._model_id, self._tell)
+            self.result = self._puller.pull(self._model_id, self._tell)
         except RookeryError as error:
-            self._result = error
+            self.result = error
         except Exception:
             log.exception("pull_failed model_id=%s", self._model_id)
-            self._result = RookeryError(f"The server failed to pull '{self._model_id}'; its log says why.")
+            self.result = RookeryError(f"The server failed to pull '{self._model_id}'; its log says why.")
         finally:
-            self._on_end(self._result.code if isinstance(self._result, RookeryError) else "ok")
+            self._on_end(self.result.code if isinstance(self.result, RookeryError) else "ok")
             self._wake()
 
     def _tell(self, progress: PullProgress) -> None:
-        self._progress = progress
+        self.progress = progress
         self._wake()
 
     def _wake(self) -> None:

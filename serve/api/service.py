@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serve.api.access import Access
+from serve.api.readiness import Readiness
 from serve.metrics import Metrics
-from serve.types import Catalogue, Files, Generator, Jobs, Puller
+from serve.types import Catalogue, Files, Generator, Jobs, ModelInfo, Puller
 
 
 class Preview(Protocol):
@@ -22,6 +23,13 @@ class Preview(Protocol):
 
         Raises: BadUpload, InvalidRequest.
         """
+
+
+class DrawPreview(Protocol):
+    """Draws the picture of a bot. Blocks."""
+
+    def __call__(self, info: ModelInfo, avatars: Sequence[bytes], text: str, /, *, prompt: str) -> bytes:
+        """A PNG of `text`, which begins with `prompt`, and of the bot's faces, the first handles' first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +58,10 @@ class Service:
     jobs: Jobs
     upload_dir: Path
     default_base: str
+    readiness: Readiness
     metrics: Metrics = field(default_factory=Metrics)
     limits: Limits = field(default_factory=Limits)
     preview: Preview | None = None  # None: nobody can look into archives here
+    draw_preview: DrawPreview | None = None  # None: pictures stay as they were made
     puller: Puller | None = None  # None: there is no Hub
     access: Access = field(default_factory=Access)

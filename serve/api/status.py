@@ -62,11 +62,16 @@ class KeyNeeded(RookeryError):
     code = "invalid_api_key"  # OpenAI's
 
 
+class CrossSite(RookeryError):
+    code = "cross_site_request"
+
+
 STATUS: Mapping[type[RookeryError], int] = {
     InvalidRequest: 400,
     ContextLengthExceeded: 400,
     BadUpload: 400,
     KeyNeeded: 401,
+    CrossSite: 403,
     ModelGated: 403,
     ModelNotFound: 404,
     NotFound: 404,

@@ -14,7 +14,7 @@ from typing import Any
 
 from serve.errors import ModelNotFound, StoreUnavailable
 from serve.store.convert import SHARD_NAME
-from serve.store.model_files import MODEL_FILES, PICTURES, WEIGHT_FILES
+from serve.store.model_files import LOOKS, MODEL_FILES, WEIGHT_FILES
 from serve.store.revisions import MAIN
 from serve.types import ModelId
 
@@ -101,7 +101,7 @@ class Repository:
 
 
 def _is_wanted(name: str) -> bool:
-    return name in (*MODEL_FILES, *WEIGHT_FILES, *PICTURES) or bool(SHARD_NAME.fullmatch(name))
+    return name in (*MODEL_FILES, *WEIGHT_FILES, *LOOKS) or bool(SHARD_NAME.fullmatch(name))
 
 
 def _parse_file(said: Any) -> HubFile:

@@ -13,14 +13,14 @@ from serve.hub.session import Session
 from serve.shape import GPT2Shape
 from serve.store.budget import DiskBudget
 from serve.store.convert import shard_names
-from serve.store.model_files import MODEL_FILES, PICTURES, WEIGHT_FILES
+from serve.store.model_files import LOOKS, MODEL_FILES, WEIGHT_FILES
 from serve.store.validate import MAX_JSON_BYTES, WEIGHTS, read_shape
 from serve.types import PullProgress
 
 OnProgress = Callable[[PullProgress], None]
 
 CONFIG = "config.json"
-_OPTIONAL = ("README.md", *PICTURES)  # a model is served without them
+_OPTIONAL = ("README.md", *LOOKS)  # a model is served without them
 _MAX_OPTIONAL_BYTES = 5_000_000
 
 
@@ -60,7 +60,7 @@ class Transfer:
         weight_bytes = self._check_parts(parts, limit)
 
         # 3. All that is small.
-        small = [one for one in (*MODEL_FILES, *PICTURES) if one in files and one != CONFIG and not self._is_left(one)]
+        small = [one for one in (*MODEL_FILES, *LOOKS) if one in files and one != CONFIG and not self._is_left(one)]
         self._total_bytes = self._num_bytes + weight_bytes + sum(files[one].num_bytes or 0 for one in small)
         for one in small:
             self._bring(one, MAX_JSON_BYTES)
@@ -72,8 +72,9 @@ class Transfer:
 
     def _remove_what_was_made(self) -> None:
         """Of the files by who then failed: half-converted weights would pass for the repository's own."""
-        for path in self._folder.iterdir():
-            if path.name.removesuffix(ETAG_SUFFIX) not in self._repository.files:
+        for path in list(self._folder.rglob("*")):
+            name = path.relative_to(self._folder).as_posix().removesuffix(ETAG_SUFFIX)
+            if path.is_file() and name not in self._repository.files:
                 path.unlink()
 
     def _check_parts(self, parts: Sequence[str], limit: int) -> int:
@@ -107,6 +108,7 @@ class Transfer:
         expected = Expected(name, file.num_bytes, file.sha256, file.blob_id, limit)
         path, target = f"/{repository.hub_id}/resolve/{repository.sha}/{name}", self._folder / name
         before, self._file = self._num_bytes, name
+        target.parent.mkdir(exist_ok=True)
         download(self._session, path, expected, target, self._deadline, self._count)
         num_bytes = target.stat().st_size
         self._num_bytes = before + num_bytes

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,13 +15,13 @@ from huggingface_hub import ModelCardData
 
 from serve.store.describe import BOT_TAG
 from serve.store.model_files import PREPROCESS_RUN, TRAIN_RUN
+from serve.store.texts import is_visible, printable
 from serve.types import PREVIEW_PROMPT, ModelId
 
 PICTURE = "predictions.png"  # in the model's folder, what links to the model show
 
 _ROWS = {"downloaded": "Tweets downloaded", "retweets": "Retweets", "short": "Short tweets", "kept": "Tweets kept"}
 _MEANINGFUL = re.compile(r"([!-/:-@\[-`{-~])")  # ASCII punctuation: all that Markdown lets a backslash make plain
-_JOINERS = "\u200c\u200d"  # within emoji and some scripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,7 @@ def build_card(facts: CardFacts) -> str:
 def _front_matter(facts: CardFacts) -> str:
     data = ModelCardData(
         language="en",
-        base_model=_printable(facts.base_model),
+        base_model=printable(facts.base_model),
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[BOT_TAG],
@@ -163,19 +162,13 @@ The records of both runs are here: [preprocessing]({PREPROCESS_RUN}) and [traini
 
 def escape_markdown(text: str) -> str:
     """`text` on one line, shown by Markdown as it is written."""
-    return _MEANINGFUL.sub(r"\\\1", _printable(text))
-
-
-def _printable(text: str) -> str:
-    """Without control, direction-changing and lone-surrogate characters; any space is one plain space."""
-    spaced = " ".join(text.split())
-    return "".join(c for c in spaced if c in _JOINERS or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    return _MEANINGFUL.sub(r"\\\1", printable(text))
 
 
 def _name(facts: CardFacts, handle: str) -> str:
     """The handle where a name has nothing that can be seen."""
-    name = _printable(facts.display_names.get(handle, ""))
-    return name if any(unicodedata.category(char)[0] in "LNPS" for char in name) else handle
+    name = printable(facts.display_names.get(handle, ""))
+    return name if is_visible(name) else handle
 
 
 def _count(facts: CardFacts, handle: str, key: str) -> str:

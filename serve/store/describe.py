@@ -6,7 +6,7 @@ Reads small files only, and never fails for what is in them: a damaged model is 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ from serve.shape import GPT2Shape
 from serve.store.datasets import DATASETS
 from serve.store.disk import write_json
 from serve.store.marks import MARKS
-from serve.store.model_files import PICTURES, PROVENANCE
+from serve.store.model_files import AVATARS, PICTURES, PROVENANCE
+from serve.store.previews import read_preview
+from serve.store.texts import is_visible, printable
 from serve.store.validate import read_json, read_shape
-from serve.types import ModelId, ModelInfo, RevisionInfo
+from serve.types import MAX_SAMPLE_CHARS, ModelId, ModelInfo, RevisionInfo
 
 MAX_CARD_BYTES = 1_000_000
 BOT_TAG = "huggingtweets"  # by which the Hub finds bots of this kind
 
+_MAX_NAME_CHARS = 120
 _COUNTS = ("downloaded", "retweets", "short", "kept")
 _DATES = range(253_370_764_800)  # Unix seconds before the year 9999: no later one can be shown as a date
 
@@ -30,7 +33,7 @@ def describe(model_id: str, revision: str, folder: Path, *, is_private: bool = F
     """The catalogue's entry for one folder."""
     provenance = _read(folder / PROVENANCE)
     shape = _shape(folder)
-    base_model = provenance.get("base_model")
+    base_model, handles = provenance.get("base_model"), _strings(provenance.get("handles"))
     return ModelInfo(
         model_id=model_id,
         revision=revision,
@@ -38,10 +41,13 @@ def describe(model_id: str, revision: str, folder: Path, *, is_private: bool = F
         num_bytes=size_of(folder),
         owned_by=ModelId.parse(model_id).namespace or "rookery",
         base_model=_text(base_model) if isinstance(base_model, str) else None,
-        handles=_strings(provenance.get("handles")),
+        handles=handles,
         num_parameters=shape.num_parameters if shape else None,
         context_length=shape.n_positions if shape else None,
         counts=_counts(provenance.get("counts")),
+        names=_names(provenance.get("display_names"), handles),
+        sample=_sample(folder, provenance),
+        num_avatars=next((number for number in range(len(AVATARS)) if not find_avatar(folder, number)), len(AVATARS)),
         tags=_tags(provenance),
         is_private=is_private,
         from_hub=_is_from_hub(provenance),
@@ -100,9 +106,19 @@ def drop_step(folder: Path) -> None:
 
 
 def find_picture(folder: Path) -> Path | None:
-    """The model's preview picture. A link is none: it might show a file from elsewhere."""
+    """The model's preview picture, the chosen one first. A link is none: it might show a file from elsewhere."""
+    if chosen := read_preview(folder):
+        return chosen.picture
     paths = (folder / name for name in PICTURES)
     return next((path for path in paths if path.is_file() and not path.is_symlink()), None)
+
+
+def find_avatar(folder: Path, number: int) -> Path | None:
+    """The face of the model's handle `number`, from 0. As above, no link."""
+    if number not in range(len(AVATARS)):
+        return None
+    path = folder / AVATARS[number]
+    return path if path.is_file() and not path.is_symlink() and not path.parent.is_symlink() else None
 
 
 def read_card(folder: Path) -> str:
@@ -153,6 +169,18 @@ def _counts(value: Any) -> dict[str, dict[str, int]]:
         for handle, counts in value.items()
         if isinstance(counts, dict)
     }
+
+
+def _names(value: Any, handles: Collection[str]) -> dict[str, str]:
+    said = value if isinstance(value, dict) else {}
+    names = {one: printable(said[one])[:_MAX_NAME_CHARS] for one in handles if isinstance(said.get(one), str)}
+    return {handle: name for handle, name in names.items() if is_visible(name)}
+
+
+def _sample(folder: Path, provenance: Mapping[str, Any]) -> str:
+    chosen = read_preview(folder)
+    said = chosen.text if chosen else provenance.get("sample")
+    return printable(said)[:MAX_SAMPLE_CHARS] if isinstance(said, str) else ""
 
 
 def _strings(value: Any) -> tuple[str, ...]:

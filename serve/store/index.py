@@ -9,6 +9,7 @@ Readers need no lock of ours. Whoever writes holds the store's. It knows no file
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -29,6 +30,7 @@ from serve.store.index_tables import (
     add_folder,
     add_names,
     entry_of,
+    listing_name,
     namespace_of,
     note_folder,
     put,
@@ -112,6 +114,17 @@ class Index:
         if not is_complete or (is_described and db.execute(undescribed).fetchone()):
             self._not_before.pop(_ALL, None)
             raise IndexDamaged("not complete")
+
+    def count(self, hidden_ids: Sequence[str], *, with_private: bool) -> int:
+        """How many are served, but for these ids in lower case; one that has not been described is taken for public."""
+        shown = "is_shown = 1" + " AND is_private = 0" * (not with_private)
+        listed = f"SELECT count(*) FROM models INDEXED BY {listing_name(False, False, not with_private)} WHERE {shown}"
+        hidden = f"SELECT count(*) FROM models WHERE {shown} AND lower_id IN (SELECT value FROM json_each(?))"
+        with self._reading() as db:
+            self._check_complete(db)
+            [num_listed] = db.execute(listed).fetchone()
+            [num_hidden] = db.execute(hidden, (json.dumps(hidden_ids),)).fetchone()
+            return int(num_listed - num_hidden)
 
     def hidden(self, limit: int) -> list[Entry]:
         """Homes in which no model was served when they were described: each time the next, where there are many."""

@@ -11,7 +11,7 @@ from typing import Any
 from serve.store.homes import NO_NAMESPACE
 from serve.types import ModelInfo
 
-VERSION = 1  # of the tables, and of what is in `info`
+VERSION = 2  # of the tables, and of what is in `info`
 UNTRUSTED = 0  # a time that no home has
 FOLDERS = "SELECT name, mtime_ns, is_settled FROM folders"
 COLUMNS = "m.id, m.mtime_ns, m.info, m.created_at"  # of an entry

@@ -45,6 +45,16 @@ class Listing:
         infos.sort(key=_by_age if newest_first else _by_id, reverse=newest_first)
         return Page(tuple(infos[:limit]), has_more=len(infos) > limit)
 
+    def count(self, *, with_private: bool) -> int | None:
+        """Of those in all pages, by the index; None where there can be none."""
+        with suppress(IndexUnavailable):
+            return despite_damage(lambda: self._count(with_private)) + len(self._embedded)
+        return None
+
+    def _count(self, with_private: bool) -> int:
+        self._catch_up(describe_all=False)
+        return self._index.count([info.model_id.lower() for info in self._embedded], with_private=with_private)
+
     def describe_slowly(self) -> None:
         """What every model says, bit by bit: the first who asks for an order that needs it should not have to wait."""
         with suppress(IndexUnavailable):

@@ -19,6 +19,8 @@ REVISION_LENGTH = 40  # hex digits, as a commit's
 PROVENANCE = "rookery.json"
 RUNS = PREPROCESS_RUN, TRAIN_RUN = "runs/preprocess.json", "runs/train.json"
 PICTURES = ("predictions.png", "thumbnail.png")  # a model's preview picture, the better first
+AVATARS = tuple(f"avatars/{number}.webp" for number in range(3))  # the faces of its first handles
+LOOKS = (*PICTURES, *AVATARS)  # a model is served without them
 
 # All that a text-generation model needs besides its weights. Nothing else is taken from a stranger's folder.
 MODEL_FILES = (
@@ -33,7 +35,7 @@ MODEL_FILES = (
     "README.md",
 )
 # What our own training writes beside them.
-OUR_FILES = (PROVENANCE, *RUNS, *PICTURES)
+OUR_FILES = (PROVENANCE, *RUNS, *LOOKS)
 # In order of preference; all but the first are converted into it.
 WEIGHT_FILES = (WEIGHTS, "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 

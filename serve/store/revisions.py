@@ -3,6 +3,7 @@
     <root>/models/<namespace>/<name>/<revision>/     "_" is the namespace of ids without one
     <root>/models/<namespace>/<name>/main            a link to the revision that is served, replaced in one step
     <root>/models/<namespace>/<name>/.datasets/      what its revisions have learnt, see `serve.store.datasets`
+    <root>/models/<namespace>/<name>/.previews/      how somebody wants them shown, see `serve.store.previews`
     <root>/models/<namespace>/<name>/config.json     or: a folder somebody put there by hand, served as it is
     <root>/models/.converted/                        its copy with other weights, see `serve.store.conversions`
     <root>/models/.fetching/                         what comes from a Hub, see `serve.hub.claims`
@@ -31,6 +32,7 @@ from serve.store.describe import (
     describe,
     describe_revision,
     drop_step,
+    find_avatar,
     find_picture,
     is_checkpoint,
     is_from_hub,
@@ -45,6 +47,7 @@ from serve.store.listing import Listing
 from serve.store.lookup import MAIN, Lookup, Revision
 from serve.store.marks import KEPT, PRIVATE, is_marked, set_mark
 from serve.store.model_files import WEIGHT_FILES, content_hash, copy_model, seal
+from serve.store.previews import drop_preview, write_preview
 from serve.store.staging import Staging
 from serve.store.validate import WEIGHTS, check_finite, check_folder
 from serve.types import ModelId, ModelInfo, Page, RepoFile, RevisionInfo
@@ -165,6 +168,11 @@ class Store:
         with translated("list the models"):
             return self._listing.page(wanted, limit=limit, after=place, newest_first=newest_first)
 
+    def count_models(self, *, with_private: bool = True) -> int | None:
+        """How many `list_models` would list in all; None where only a look at every folder could tell."""
+        with translated("count the models"):
+            return self._listing.count(with_private=with_private)
+
     def describe_in_background(self) -> None:
         """Has every model described before somebody asks for them by age or by tag, and nobody waits for it."""
         threading.Thread(target=self._listing.describe_slowly, name="describe-models", daemon=True).start()
@@ -209,6 +217,14 @@ class Store:
         if picture is None:
             raise ModelNotFound(f"Model {model_id!r} has no preview picture.", param="model")
         return picture
+
+    def find_avatar(self, model_id: str, number: int) -> Path:
+        """The file of the face of its handle `number`, from 0: a square WebP. Raises: ModelNotFound."""
+        with translated("look for a model's faces"), self._reading(model_id) as found:
+            avatar = find_avatar(found.path, number)
+        if avatar is None:
+            raise ModelNotFound(f"Model {model_id!r} has no face number {number}.", param="model")
+        return avatar
 
     def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
         """Newest first: by when each was made, whatever `main` names now. Raises: ModelNotFound."""
@@ -455,6 +471,7 @@ class Store:
             ]
             for found in dropped:
                 self._staging.remove(found.path)
+                drop_preview(found.path)
             if not named and not self._lookup.revisions(wanted) and (home / datasets.DATASETS).is_dir():
                 self._staging.remove(home / datasets.DATASETS)
             if dropped:
@@ -482,6 +499,23 @@ class Store:
     def keep(self, model_id: str) -> None:
         """It stays when room is made for other models. Raises: ModelNotFound; Conflict for the embedded base."""
         self._mark(model_id, KEPT, True)
+
+    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+        """The sample and the picture (a PNG) that the revision has from now on, instead of those it was made with.
+
+        Raises: ModelNotFound; Conflict for what is not ours to change: the embedded base, a folder put here by hand.
+        """
+        wanted = ModelId.parse(model_id)
+        if self._lookup.is_embedded(wanted):
+            raise Conflict(f"Model '{wanted}' comes with the program, and is shown as it is.")
+        with translated("keep a preview"), self._writing(wanted) as home:
+            found = self._lookup.find(wanted)
+            if home is None or found is None:
+                raise _not_here(model_id)
+            if found.path == home:
+                raise Conflict(f"'{found.model_id}' was put there by hand, and is shown as it is.")
+            write_preview(found.path, text, picture)
+            os.utime(home)  # by which all who have described it learn that it is another now
 
     def _mark(self, model_id: str, mark: str, is_set: bool) -> None:
         wanted = _without_revision(model_id)
@@ -528,6 +562,7 @@ class Store:
                 if os.readlink(alias) == found.revision:
                     alias.unlink()
             self._staging.remove(found.path)
+            drop_preview(found.path)
             sync(home)
             if not self._lookup.revisions(wanted) and not is_marked(home, PRIVATE):  # it stays so when it comes again
                 self._staging.remove(home)

@@ -23,7 +23,7 @@ from serve.training.clean import MIN_CHARS, WARN_CHARS, Cleaned, clean
 from serve.types import ModelId, check_range
 
 NAMESPACE = "huggingtweets"
-NUM_SAMPLES = 5
+NUM_SAMPLES = 8
 HELD_OUT_SHARE = 0.1
 
 

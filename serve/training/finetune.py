@@ -54,7 +54,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 _LOSS_SMOOTHING = 0.9
-# Of the one text that is written half-way. On two cores GPT-2 writes it in 2 s, and trains for 30 s at the least.
+# Of the one text that is written on the way. On two cores GPT-2 writes it in 2 s, and trains for 30 s at the least.
 _SAMPLE_TOKENS = 40
 _REPORT_EVERY_S = 0.25  # of a device: to read a loss is to wait for it, which a CPU's step does anyway
 _VERSION = 1  # of what a checkpoint holds
@@ -85,7 +85,7 @@ class Progress:
     """After a step; step 0 is before the first. Losses are nats a token, `train_loss` is smoothed.
 
     `valid_loss`, of the held-out texts, is told before and after training and at the end of each epoch (as many steps
-    as are its share of all); `samples` half-way and after.
+    as are its share of all); `samples` at the same times but the first, or half-way where there is one epoch alone.
     """
 
     step: int
@@ -345,7 +345,7 @@ class _Run:
         """Raises: Stopped; TrainingFailed."""
         num_epochs = len(self._spec.epochs)
         epoch_ends = {math.ceil(self._num_steps * k / num_epochs) for k in range(1, num_epochs)}
-        half_way = max(self._num_steps // 2, 1)
+        sampled_after = epoch_ends or {max(self._num_steps // 2, 1)}
         if not self._resume():
             self.loss_before = self._judge.loss()
             on_progress(Progress(0, self._num_steps, None, self._spec.learning_rate, 0, None, None, self.loss_before))
@@ -365,11 +365,11 @@ class _Run:
             self._take_step()
             # 3. What is to be told of it.
             is_epoch_end = self._step in epoch_ends and self._step < self._num_steps
-            if not (is_epoch_end or self._step in (half_way, self._num_steps) or self._is_due):
+            if self._step not in (*sampled_after, self._num_steps) and not self._is_due:
                 continue
             *before, last = self._read_losses()
             valid_loss = self._judge.loss() if is_epoch_end else None
-            samples = self._judge.sample(1, _SAMPLE_TOKENS) if self._step == half_way else ()
+            samples = self._judge.sample(1, _SAMPLE_TOKENS) if self._step in sampled_after else ()
             self.history[-1] = last = replace(last, valid_loss=valid_loss)
             for progress in (*before, replace(last, samples=samples)):
                 on_progress(progress)

@@ -54,6 +54,11 @@ class Preprocessed:
         return tuple(person.handle for person in self.people)
 
     @property
+    def display_names(self) -> dict[str, str]:
+        """By handle, of those who have one."""
+        return {person.handle: person.display_name for person in self.people if person.display_name}
+
+    @property
     def counts(self) -> dict[str, dict[str, int]]:
         return {person.handle: person.cleaned.counts for person in self.people}
 

@@ -29,8 +29,9 @@ from serve.training.dataset import Dataset, build_dataset, epoch_texts
 from serve.training.finetune import FineTuneSpec, Progress, finetune
 from serve.training.kept_dataset import from_lines
 from serve.training.preprocess import preprocess
-from serve.training.tracking.provenance import VERSION, code_sha256, dataset_sha256
+from serve.training.tracking.provenance import code_sha256, dataset_sha256
 from serve.types import FileRecord, ModelId
+from serve.version import VERSION
 
 
 @dataclass(frozen=True, slots=True)

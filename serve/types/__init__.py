@@ -13,10 +13,12 @@ from serve.types.generation import (
     MAX_CHOICES,
     PREVIEW_PROMPT,
     Delta,
+    Eviction,
     FinishReason,
     GenerationRequest,
     Generator,
     PromptInfo,
+    ReplicaView,
     Resident,
     SamplingOverrides,
     SamplingParams,
@@ -24,6 +26,7 @@ from serve.types.generation import (
     TokenInfo,
 )
 from serve.types.models import (
+    MAX_SAMPLE_CHARS,
     Catalogue,
     ModelId,
     ModelInfo,
@@ -34,6 +37,7 @@ from serve.types.models import (
     RevisionInfo,
 )
 from serve.types.training import (
+    ABANDONED_AFTER_S,
     BOT_PURPOSE,
     MAX_ARCHIVES,
     MAX_BATCH_SIZE,
@@ -56,11 +60,13 @@ from serve.types.training import (
 )
 
 __all__ = [
+    "ABANDONED_AFTER_S",
     "Artifact",
     "BOT_PURPOSE",
     "Catalogue",
     "Checkpoint",
     "Delta",
+    "Eviction",
     "FileRecord",
     "Files",
     "FinishReason",
@@ -76,6 +82,7 @@ __all__ = [
     "MAX_ARCHIVES",
     "MAX_BATCH_SIZE",
     "MAX_CHOICES",
+    "MAX_SAMPLE_CHARS",
     "ModelId",
     "ModelInfo",
     "PREVIEW_PROMPT",
@@ -85,6 +92,7 @@ __all__ = [
     "PullProgress",
     "Puller",
     "RESULTS_PURPOSE",
+    "ReplicaView",
     "RepoFile",
     "Resident",
     "RevisionInfo",

@@ -129,6 +129,34 @@ class Resident:
     replica: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """A model that was dropped from memory."""
+
+    model_id: str
+    revision: str
+    reason: str  # the pool's word: budget, forgotten, closed
+    num_bytes: int
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One generator as an operator sees it."""
+
+    name: str  # "" where there is only one, in this process
+    device: str
+    dtype: str
+    used_bytes: int  # of models resident, on their way in and on their way out
+    budget_bytes: int
+    residents: tuple[Resident, ...]
+    evictions: tuple[Eviction, ...]  # the last 50, newest first
+    num_waiting: int  # requests that wait for their model
+    num_queued: int  # sequences that wait for a place in the batch
+    num_running: int  # sequences that are being written
+    up_s: float
+
+
 class Generator(Protocol):
     """Whatever turns requests into text: the engine in this process, or a Ray Serve handle to it."""
 
@@ -139,7 +167,7 @@ class Generator(Protocol):
         """
         ...
 
-    async def residents(self) -> list[Resident]: ...
+    async def replicas(self) -> list[ReplicaView]: ...
 
     async def forget(self, model_id: str) -> None:
         """Drop a deleted model from memory; sequences under way finish."""

@@ -14,6 +14,9 @@ from typing import Generic, Literal, Protocol, TypeVar
 from serve.errors import ModelNotFound
 
 T = TypeVar("T")
+
+MAX_SAMPLE_CHARS = 600  # of the text that stands for a model: twice a post
+
 # One part of an id: the Hub's own rule (huggingface_hub.utils.validate_repo_id), which X handles satisfy:
 # they may begin and end with '_', and the Hub's word boundary counts '_' as a letter.
 _ID_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", re.ASCII)
@@ -72,6 +75,9 @@ class ModelInfo:
     num_parameters: int | None = None
     context_length: int | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # handle -> downloaded, retweets, short, kept
+    names: Mapping[str, str] = field(default_factory=dict)  # handle -> the name that its profile shows
+    sample: str = ""  # a text of its own, beginning with its prompt: the one on the picture
+    num_avatars: int = 0  # that `find_avatar` has: the first handles'
     tags: tuple[str, ...] = ()
     is_private: bool = False  # only for callers with a key
     from_hub: bool = False  # fetched from a Hub, and can be again
@@ -151,6 +157,10 @@ class Catalogue(Protocol):
         """
         ...
 
+    def count_models(self, *, with_private: bool = True) -> int | None:
+        """How many `list_models` would list in all; None where to count them would take long."""
+        ...
+
     def get_model(self, model_id: str) -> ModelInfo:
         """Raises: ModelNotFound."""
         ...
@@ -165,6 +175,17 @@ class Catalogue(Protocol):
 
     def find_picture(self, model_id: str) -> Path:
         """The file of its preview picture, a PNG. Raises: ModelNotFound when it has none."""
+        ...
+
+    def find_avatar(self, model_id: str, number: int) -> Path:
+        """The file of the face of its handle `number`, from 0: a square WebP. Raises: ModelNotFound."""
+        ...
+
+    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+        """The sample and the picture (a PNG) that the revision has from now on, instead of those it was made with.
+
+        Raises: ModelNotFound; Conflict for what is not ours to change: the embedded base, a folder put here by hand.
+        """
         ...
 
     def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:

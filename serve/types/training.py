@@ -33,6 +33,7 @@ class JobStatus(StrEnum):
 TRAINING_PURPOSE = "fine-tune"
 RESULTS_PURPOSE = "fine-tune-results"  # of the CSV of a job's metrics
 BOT_PURPOSE = "bot"  # of files that came for one job, and are deleted when it ends
+ABANDONED_AFTER_S = 24 * 3600  # for which no job came: they are deleted too
 
 Priority = Literal[-1, 0, 1]
 """Of a job: jobs of a higher one go first; among equals, callers take turns."""
@@ -216,6 +217,10 @@ class Jobs(Protocol):
         self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
     ) -> Page[Job]:
         """Newest first; only those that carry all of `metadata`, or, for {}, those that carry none."""
+        ...
+
+    def count_jobs(self) -> Mapping[JobStatus, int]:
+        """How many there are of each status that any is in."""
         ...
 
     def cancel_job(self, job_id: str) -> Job:

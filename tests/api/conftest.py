@@ -22,7 +22,7 @@ from serve.store.opening import EMBEDDED
 from serve.store.revisions import Store
 from tests.api.hub_world import KEY, Hub
 from tests.fakes.generator import EchoGenerator
-from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, memory_preview
+from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, memory_draw_preview, memory_preview
 
 LIMITS = Limits(upload_bytes=1 << 20, read_s=1.0, generate_s=30.0, ready_s=0.2)
 
@@ -54,6 +54,7 @@ def build_world(folder: Path, limits: Limits = LIMITS) -> World:
         metrics=metrics,
         limits=limits,
         preview=memory_preview,
+        draw_preview=memory_draw_preview,
     )
     return World(app, generator, catalogue, files, jobs, metrics, folder / "uploads")
 

@@ -23,13 +23,13 @@ HUB = "/api/models/{model:path}"
 
 # Every route is in one of these: reading public models, and having texts written by them, is free.
 FREE = {
-    ("GET", "/"),
     ("GET", "/openapi.json"),
     ("HEAD", "/openapi.json"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
     ("GET", "/health"),
     ("GET", "/metrics"),
+    ("GET", "/v1/status"),  # without a key only what /readyz says
     ("GET", "/info"),
     ("POST", "/"),
     ("POST", "/generate"),
@@ -41,6 +41,7 @@ FREE = {
     ("GET", "/v1/models/{model:path}"),
     ("GET", "/v1/models/{model:path}/versions"),
     ("GET", "/v1/models/{model:path}/picture"),
+    ("GET", "/v1/models/{model:path}/avatar"),
     ("GET", "/api/models"),
     ("GET", "/api/models-tags-by-type"),
     ("GET", "/api/datasets"),
@@ -65,11 +66,13 @@ FREE = {
 }
 KEY_NEEDED = {
     ("POST", "/v1/models/{model:path}/rollback"),
+    ("POST", "/v1/models/{model:path}/preview"),
     ("POST", "/v1/models/{model:path}/pull"),
     ("DELETE", "/v1/models/{model:path}"),
     ("PUT", f"{HUB}/settings"),
     ("GET", "/api/whoami-v2"),
     ("GET", "/v1/residents"),
+    ("GET", "/v1/replicas"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/files"),
     ("GET", "/v1/files"),

@@ -19,15 +19,16 @@ from serve.hub.opening import open_hub
 from serve.settings import Settings
 from serve.store.opening import open_store
 from serve.store.revisions import Store
-from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, Resident
+from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, ReplicaView, Resident
 from tests.api.conftest import Server
-from tests.fakes.generator import EchoGenerator
+from tests.fakes.generator import EchoGenerator, replica_view
 from tests.fakes.hub import FakeHub, fake_hub
 from tests.fakes.hub_uploads import Uploads, accept_uploads
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 
 COUNTS = {"ada": {"downloaded": 12, "retweets": 2, "short": 1, "kept": 9}}
 NUMBERS = {"valid_loss": 4.5, "step": 30, "total_steps": 40, "train_loss": 4.25, "seconds_left": 65.0}
+LEARNING = {**NUMBERS, "samples": ["My dream is to learn."]}
 
 
 class ScriptedJobs(MemoryJobs):
@@ -55,13 +56,13 @@ class ScriptedJobs(MemoryJobs):
         return job
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
-        steps = JobEvent("ftevent-1", job_id, 1, "info", "Step 30 of 40: loss 4.250.", "metrics", NUMBERS)
+        steps = JobEvent("ftevent-1", job_id, 1, "info", "Step 30 of 40: loss 4.250.", "metrics", LEARNING)
         return Page((steps, JobEvent("ftevent-0", job_id, 0, "info", "The job has started.")), has_more=False)
 
 
 class BusyGenerator(EchoGenerator):
-    async def residents(self) -> list[Resident]:
-        return [Resident("huggingtweets/ada", "abc123", "device", 249_000_000, 2, 0.5, "r1")]
+    async def replicas(self) -> list[ReplicaView]:
+        return [replica_view("r1", Resident("huggingtweets/ada", "abc123", "device", 249_000_000, 2, 0.5, "r1"))]
 
 
 @dataclass

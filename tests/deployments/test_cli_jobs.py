@@ -15,8 +15,9 @@ import pytest
 from deployments import client, demo
 from serve.training import archives, dataset
 from serve.training.archives import read_archive
-from serve.types import JobStatus
-from tests.deployments.cli_world import Rookery, World, another_program
+from serve.types import Job, JobEvent, JobStatus, Page
+from tests.deployments.cli_world import Rookery, ScriptedJobs, World, another_program
+from tests.fakes.memory import MemoryFiles, page
 
 # --- Jobs -------------------------------------------------------------------------------------------------
 
@@ -29,7 +30,7 @@ def test_train_sends_the_archives_in_order_and_says_how_to_follow(
     options = ["--seed", 5, "--epochs", 2, "--base", "huggingtweets/bob", "--suffix", "pair"]
     done = rookery("train", archive, other, "--handle", "Ada", "--handle", "@bob", *options)
     assert done.code == 0
-    assert "rookery jobs ftjob-0 --wait" in done.out
+    assert done.out == "ftjob-0\n" and "rookery jobs wait ftjob-0" in done.err
     (request,) = world.jobs.requests
     assert [file.handle for file in request.files] == ["Ada", "bob"]
     assert [world.files.get_file(file.file_id).filename for file in request.files] == ["ada.zip", "bob.zip"]
@@ -89,10 +90,13 @@ def test_train_wait_json_prints_the_finished_job_and_nothing_else(
 def test_train_wait_shows_progress_then_counts_and_samples(rookery: Rookery, world: World, archive: Path) -> None:
     done = rookery("train", archive, "--handle", "ada", "--wait")
     lines = done.out.splitlines()
-    assert [line.split()[0] for line in lines[:4]] == ["Job", "queued", "training", "succeeded"]
-    assert lines[5].split() == ["@ada", "12", "2", "1", "9"]
-    assert "My dream is tea." in lines[6]
-    assert "rookery generate huggingtweets/ada" in lines[7]
+    told = [line.split()[0] for line in done.err.splitlines()]
+    assert told == ["uploading", "Job", "After", "·", "queued", "training", "succeeded", "huggingtweets/ada"]
+    assert "After 30 of 40 steps" in done.err and "My dream is to learn." in done.err
+    assert lines[1].split() == ["@ada", "12", "2", "1", "9"]
+    assert [line.strip() for line in lines[2:]] == ["· My dream is tea."]
+    assert "rookery generate huggingtweets/ada" in done.err.splitlines()[-1]
+    assert rookery("jobs", "wait", "ftjob-0", "--quiet").err == ""
 
 
 @pytest.mark.parametrize("end", [JobStatus.FAILED, JobStatus.CANCELLED])
@@ -111,7 +115,7 @@ def test_an_archive_that_the_server_refuses_is_an_error_in_its_words(
 ) -> None:
     done = rookery("train", archive, "--handle", "short", "--wait")
     assert (done.code, done.out) == (1, "")
-    assert done.err == "rookery: @short has 3 tweets; at least 20 are needed.\n"
+    assert done.err.splitlines()[-1] == "rookery: @short has 3 tweets; at least 20 are needed."
 
 
 def test_jobs_pauses_resumes_cancels_and_tells_the_history(rookery: Rookery, world: World, archive: Path) -> None:
@@ -121,22 +125,68 @@ def test_jobs_pauses_resumes_cancels_and_tells_the_history(rookery: Rookery, wor
     for action, status in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
         assert json.loads(rookery("jobs", action, "ftjob-0", "--json").out)["status"] == status
     assert rookery("jobs", "pause", "ftjob-0").err == "rookery: Job ftjob-0 has already ended.\n"
-    told = rookery("jobs", "events", "ftjob-0").out.splitlines()
-    assert [line.partition("info")[2].strip() for line in told[1:]] == [
-        "The job has started.",
-        "Step 30 of 40: loss 4.250.",
-    ]
-    assert len(json.loads(rookery("jobs", "events", "ftjob-0", "--json").out)["data"]) == 2
-    for wrong in (["pause"], ["events"], ["stop", "ftjob-0"], ["pause", "ftjob-0", "now"]):
+    told = rookery("jobs", "logs", "ftjob-0").out.splitlines()
+    said = [line.partition("info")[2].strip() for line in told]
+    assert said == ["The job has started.", "Step 30 of 40: loss 4.250."]
+    events = [json.loads(line) for line in rookery("jobs", "logs", "ftjob-0", "--json").out.splitlines()]
+    assert [event["message"] for event in events] == said
+    assert rookery("jobs", "logs", "ftjob-0", "--limit", 1).out.splitlines() == told[1:]
+    for wrong in (["pause"], ["logs"], ["stop", "ftjob-0"], ["pause", "ftjob-0", "now"]):
         assert rookery("jobs", *wrong).code == 2
+
+
+class GrowingJobs(ScriptedJobs):
+    """Each look at the events finds some more, sometimes none; `running` for as long as there are more to come."""
+
+    growth = [1, 0, 3, 2500, 0, 7]
+
+    def __init__(self, files: MemoryFiles) -> None:
+        super().__init__(files)
+        self.script = []
+        self.ids: list[str] = []
+        self.left = [*self.growth]
+
+    def get_job(self, job_id: str) -> Job:
+        status = JobStatus.RUNNING if self.left else JobStatus.FAILED
+        return replace(super().get_job(job_id), status=status, error_message="It was not to be.", error_code="no")
+
+    def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
+        if after is None and self.left:
+            self.ids += [f"ftevent-{len(self.ids) + number}" for number in range(self.left.pop(0))]
+        newest_first = self.ids[::-1]
+        events = [JobEvent(id, job_id, 1, "info", f"This is {id}.") for id in newest_first]
+        return page(events, newest_first, limit, after)
+
+
+@pytest.fixture
+def growing(world: World, archive: Path, rookery: Rookery, monkeypatch: pytest.MonkeyPatch) -> GrowingJobs:
+    """The jobs of `world`, with the job `ftjob-0`, looked at without a pause."""
+    monkeypatch.setattr(client, "_POLL_S", 0.0)
+    jobs = GrowingJobs(world.files)
+    rookery("train", archive)
+    jobs.jobs = world.jobs.jobs
+    for name in ("get_job", "list_events"):
+        monkeypatch.setattr(world.jobs, name, getattr(jobs, name))
+    return jobs
+
+
+def test_logs_f_tells_each_event_once_in_order_until_the_job_ends(rookery: Rookery, growing: GrowingJobs) -> None:
+    done = rookery("jobs", "logs", "ftjob-0", "-f", "--json")
+    told = [json.loads(line)["id"] for line in done.out.splitlines()]
+    assert told == growing.ids and len(told) == sum(GrowingJobs.growth)
+    assert (done.code, done.err) == (1, "rookery: the job failed: It was not to be.\n")
+    assert rookery("jobs", "logs", "ftjob-0", "-f", "--limit", 2, "--json").out.splitlines() == [
+        *done.out.splitlines()[-2:]
+    ]
 
 
 def test_to_wait_for_a_job_ends_when_it_is_paused(rookery: Rookery, world: World, archive: Path) -> None:
     world.jobs.script = []
     rookery("train", archive)
     asked = rookery("jobs", "pause", "ftjob-0", "--wait")
+    assert "jobs resume" in rookery("jobs", "logs", "ftjob-0", "-f").err
     assert (asked.code, "rookery jobs resume ftjob-0 --wait" in asked.err) == (0, True)
-    met = rookery("jobs", "ftjob-0", "--wait", "--json")
+    met = rookery("jobs", "wait", "ftjob-0", "--json")
     assert (met.code, json.loads(met.out)["status"], "jobs resume" in met.err) == (1, "paused", True)
     assert rookery("jobs", "cancel", "ftjob-0", "--wait").code == 0
 
@@ -153,7 +203,7 @@ def test_jobs_tells_when_a_job_will_be_ready(rookery: Rookery, world: World, arc
 def test_runs_tells_what_a_job_used_and_made(rookery: Rookery, world: World, archive: Path) -> None:
     world.jobs.script = []
     rookery("train", archive)
-    assert "Nothing is recorded" in rookery("runs", "ftjob-0").out
+    assert "Nothing is recorded" in rookery("runs", "ftjob-0").err
     world.jobs.jobs["ftjob-0"] = replace(world.jobs.jobs["ftjob-0"], status=JobStatus.SUCCEEDED)
     lines = [" ".join(line.split()) for line in rookery("runs", "ftjob-0").out.splitlines()]
     for line in (
@@ -162,16 +212,19 @@ def test_runs_tells_what_a_job_used_and_made(rookery: Rookery, world: World, arc
     ):
         assert line in lines
     assert [run["name"] for run in json.loads(rookery("runs", "ftjob-0", "--json").out)["data"]][1] == "@ada-train"
-    assert rookery("runs", "ftjob-9").code == 1
+    assert rookery("runs", "ftjob-9").code == 3
 
 
 def test_jobs_lists_shows_and_cancels(rookery: Rookery, world: World, archive: Path) -> None:
     rookery("train", archive, "--handle", "ada")
     assert rookery("jobs").out.splitlines()[1].split()[:3] == ["ftjob-0", "queued", "@ada"]
-    assert "The job has started." in rookery("jobs", "ftjob-0").out
+    assert rookery("jobs", "ls").out == rookery("jobs").out
+    assert json.loads(rookery("jobs", "ls", "--json").out)["data"][0]["id"] == "ftjob-0"
+    assert "The job has started." in rookery("jobs", "show", "ftjob-0").out
     assert rookery("jobs", "cancel", "ftjob-0").code == 0
     assert world.jobs.jobs["ftjob-0"].status is JobStatus.CANCELLED
-    assert rookery("jobs", "ftjob-9").err == "rookery: There is no such job.\n"
+    missing = rookery("jobs", "show", "ftjob-9")
+    assert (missing.code, missing.err) == (3, "rookery: There is no such job.\n")
     assert rookery("jobs", "--wait").code == 2
 
 
@@ -221,13 +274,13 @@ def test_preview_for_people_warns_sums_up_and_heads_nothing_that_is_empty(rooker
     assert rookery("preview", files[0], "--handle", "ada", "--handle", "bob").code == 2
 
 
-def test_preview_for_people_says_what_was_left_out_and_why_then_five_posts(rookery: Rookery) -> None:
+def test_preview_for_people_says_what_was_left_out_and_why_then_some_posts(rookery: Rookery) -> None:
     lines = rookery("preview", demo.ARCHIVES / "unit_seven.zip").out.splitlines()
     told = [" ".join(line.split()) for line in lines]
     assert "status enough to learn from" in told
     assert "25 others' posts, passed on" in told and "12 fewer than 3 words of their own" in told
     samples = json.loads(rookery("preview", demo.ARCHIVES / "unit_seven.zip", "--json").out)["samples"]
-    assert len(samples) == 5 and lines[-5:] == samples
+    assert len(samples) == 8 and lines[-8:] == samples
 
 
 def test_every_reason_to_leave_a_record_out_has_words() -> None:

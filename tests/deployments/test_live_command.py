@@ -40,7 +40,9 @@ def command_of(url: str) -> Command:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [*ROOKERY, *map(str, arguments)]
         environment = {**os.environ, "ROOKERY_URL": url}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+        )
 
     return run
 
@@ -69,7 +71,7 @@ def test_models_are_listed_shown_and_removed(rookery: Command, wren: str) -> Non
     assert (removed.returncode, removed.stdout) == (0, f"{wren} is deleted.\n")
     for arguments in (["show", wren], ["rm", wren], ["generate", wren]):
         refused = rookery(*arguments)
-        assert (refused.returncode, refused.stdout) == (1, "")
+        assert (refused.returncode, refused.stdout) == (3, "")
         assert refused.stderr.startswith("rookery: ") and wren in refused.stderr
 
 
@@ -102,7 +104,7 @@ def test_train_wait_json_prints_the_finished_job_of_a_model_that_answers(rookery
     (counts,) = job["result"]["counts"].values()
     assert counts["downloaded"] == counts["retweets"] + counts["short"] + counts["kept"]
     assert len(job["result"]["samples"]) == 5
-    assert json.loads(rookery("jobs", job["id"], "--json").stdout) == job
+    assert json.loads(rookery("jobs", "show", job["id"], "--json").stdout) == job
     assert job["id"] in rookery("jobs").stdout
     written = rookery("generate", "huggingtweets/barney", "-n", 5, "--max-tokens", 40, "--json")
     assert len(json.loads(written.stdout)["choices"]) == 5
@@ -151,7 +153,7 @@ def test_a_training_that_sigterm_interrupts_goes_on_after_the_next_start(tmp_pat
     assert not (tmp_path / "models/huggingtweets/unit_seven/main").exists()  # nothing half-made is to be seen
 
     service = start_service(tmp_path)
-    done = command_of(service.url)("jobs", job_id, "--wait", "--json")
+    done = command_of(service.url)("jobs", "wait", job_id, "--json")
     events = httpx.get(f"{service.url}/v1/fine_tuning/jobs/{job_id}/events?limit=100").json()["data"]
     assert stop_service(service) == []
     assert json.loads(done.stdout)["status"] == "succeeded", done.stderr

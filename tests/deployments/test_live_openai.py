@@ -510,7 +510,7 @@ def test_the_whole_life_of_a_job_and_its_model(client: OpenAI, live_url: str) ->
         assert voice(model) == text
     assert client.models.retrieve(model).to_dict()["revision"] == old["revision"]
     picture = httpx.get(f"{live_url}/v1/models/{old['id']}/picture", timeout=30)
-    assert picture.content.startswith(b"\x89PNG") and "immutable" in picture.headers["cache-control"]
+    assert picture.content.startswith(b"\x89PNG") and picture.headers["cache-control"] == "no-cache"
 
     # 8. What it was made from and of is on record.
     preprocess, train = httpx.get(f"{live_url}/v1/fine_tuning/jobs/{job.id}/runs", timeout=30).json()["data"]
@@ -539,7 +539,7 @@ def test_an_archive_is_looked_into_without_being_kept(client: OpenAI, live_url: 
     with ARCHIVE.open("rb") as archive:
         report = httpx.post(f"{live_url}/v1/archives/preview", files={"archive": archive}, timeout=60).json()
     assert (report["handle"], report["format"], report["kept"]) == ("unit_seven", "x-archive", 479)
-    assert len(report["samples"]) == 5
+    assert len(report["samples"]) == 8
     assert [file.id for file in client.files.list()] == before
 
 

@@ -85,6 +85,21 @@ def test_two_replicas_hold_twice_as_many_models_as_one_each_at_its_home(live_url
     assert list(homes.values()) == [NUM_AT_HOME, NUM_AT_HOME], homes
 
 
+def test_the_service_tells_of_every_replica_what_it_holds(live_url: str) -> None:
+    tiers(live_url, ALL)
+    told = httpx.get(f"{live_url}/v1/replicas", timeout=30).json()["data"]
+    assert len({one["replica"] for one in told}) == 2
+    for one in told:
+        residents = one["residents"]
+        assert {resident["replica"] for resident in residents} == {one["replica"]}
+        assert one["used_bytes"] == sum(resident["bytes"] for resident in residents) <= one["budget_bytes"]
+        assert (one["waiting"], one["queued"], one["running"]) == (0, 0, 0) and one["up_s"] > 0
+    status = httpx.get(f"{live_url}/v1/status", timeout=30).json()
+    assert status["ready"] and status["replicas"] == 2
+    assert {resident["model"] for one in told for resident in one["residents"]} >= set(ALL)
+    assert status["used_bytes"] <= status["budget_bytes"] == sum(one["budget_bytes"] for one in told)
+
+
 async def test_a_hot_model_spills_to_the_other_replica_and_the_rest_stay(live_url: str) -> None:
     # 128 texts a request, of which 64 run at once: the home is still at the first when the next ones come.
     hot, body = ALL[0], {"prompt": ["I"] * 8, "max_tokens": 60, "ignore_eos": True, "n": 16}
@@ -104,6 +119,7 @@ def test_a_replica_that_is_killed_and_replaced_moves_only_its_own_share(live_ser
     before = replicas_of(url)
     os.kill(live_service.replica_pids("generator")[0], signal.SIGKILL)
     wait_until(lambda: num_replicas(url) == 1, BACK_S)
+    assert len(httpx.get(f"{url}/v1/replicas", timeout=30).json()["data"]) == 1
     left = replicas_of(url)
     (survivor,) = {replica for names in left.values() for replica in names}
     (seat,) = {home_of(model) for model in ALL if before[model] == {survivor}}

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from serve.errors import GenerationFailed, ModelNotFound, Overloaded, RookeryError, StoreUnavailable
-from serve.types import Delta, FinishReason, GenerationRequest, PromptInfo, Resident, SamplingParams, TokenInfo
+from serve.types import (
+    Delta,
+    Eviction,
+    FinishReason,
+    GenerationRequest,
+    PromptInfo,
+    ReplicaView,
+    Resident,
+    SamplingParams,
+    TokenInfo,
+)
 
 WORDS = (" the", " my", " dream", " is", " tea", " \u2028", " «day»", "\u0085", "!", " 👋")
 END = TokenInfo(50256, "<|endoftext|>", -0.5, special=True)
@@ -33,6 +43,7 @@ class EchoGenerator:
         self.closed = asyncio.Event()
         self.is_ready = True
         self.num_checks = 0
+        self.views = [replica_view("")]
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         self.requests.append(request)
@@ -52,8 +63,8 @@ class EchoGenerator:
             self.num_closed += 1
             self.closed.set()
 
-    async def residents(self) -> list[Resident]:
-        return []
+    async def replicas(self) -> list[ReplicaView]:
+        return list(self.views)
 
     async def forget(self, model_id: str) -> None:
         self.forgotten.append(model_id)
@@ -62,6 +73,12 @@ class EchoGenerator:
         self.num_checks += 1
         if not self.is_ready:
             raise GenerationFailed("no numbers")
+
+
+def replica_view(name: str, *residents: Resident, evictions: Sequence[Eviction] = ()) -> ReplicaView:
+    """A generator with a GiB for models, which has these in memory."""
+    used_bytes = sum(resident.num_bytes for resident in residents)
+    return ReplicaView(name, "cpu", "float32", used_bytes, 1 << 30, residents, tuple(evictions), 0, 0, 0, 60.0)
 
 
 def refuse(name: str) -> None:

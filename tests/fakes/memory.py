@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -45,6 +46,8 @@ class MemoryCatalogue:
         self.models = {id: ModelInfo(id, "abc123", 1_700_000_000, 10, "rookery") for id in model_ids}
         self.main: dict[str, str] = {}
         self.pictures: dict[str, Path] = {}
+        self.avatars: dict[str, list[Path]] = {}
+        self.previews: dict[str, tuple[str, bytes]] = {}  # id with revision -> text and picture, as chosen
         self.files: dict[str, tuple[RepoFile, ...]] = {}
 
     def list_models(
@@ -71,6 +74,9 @@ class MemoryCatalogue:
             found.sort(key=_age, reverse=True)
             found = [info for info in found if older_than is None or _age(info) < older_than]
         return page(found, [info.model_id for info in found], limit, after)
+
+    def count_models(self, *, with_private: bool = True) -> int | None:
+        return sum(with_private or not info.is_private for info in self.models.values())
 
     def get_model(self, model_id: str) -> ModelInfo:
         name, _, revision = model_id.partition("@")
@@ -113,6 +119,19 @@ class MemoryCatalogue:
         if name not in self.pictures:
             raise ModelNotFound("The model has no picture.", param="model")
         return self.pictures[name]
+
+    def find_avatar(self, model_id: str, number: int) -> Path:
+        found = self.avatars.get(self.get_model(model_id).model_id, [])
+        if number >= len(found):
+            raise ModelNotFound("The model has no such face.", param="model")
+        return found[number]
+
+    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+        info = self.get_model(model_id)
+        if info.model_id == "fledgling":
+            raise Conflict("The embedded base model is shown as it is.")
+        self.models[info.model_id] = dataclasses.replace(self.models[info.model_id], sample=text)
+        self.previews[model_id] = (text, picture)
 
     def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
         self.get_model(model_id)
@@ -206,6 +225,9 @@ class MemoryJobs:
         found = [job for job in self.jobs.values() if _matches(job, metadata)][::-1]
         return page(found, [job.id for job in found], limit, after)
 
+    def count_jobs(self) -> Mapping[JobStatus, int]:
+        return Counter(job.status for job in self.jobs.values())
+
     def cancel_job(self, job_id: str) -> Job:
         self._require_open(job_id)
         return self._set(job_id, JobStatus.CANCELLED, finished_at=1_700_000_001)
@@ -285,3 +307,8 @@ def memory_preview(paths: Sequence[Path], handle: Sequence[str | None], *, filen
     if any(content.startswith(b"junk") for content in contents):
         raise BadUpload("This is no archive.", param="file")
     return {"handles": handle, "files": [[name, data.decode()] for name, data in zip(filenames, contents, strict=True)]}
+
+
+def memory_draw_preview(info: ModelInfo, avatars: Sequence[bytes], text: str, /, *, prompt: str) -> bytes:
+    """All that it was told."""
+    return repr((info.model_id, list(avatars), text, prompt)).encode()

@@ -192,7 +192,7 @@ async def test_trouble_has_its_answer_in_time_and_what_is_here_does_not_notice(
     data = tmp_path / "data"
     async with generator_over(server, data) as generator:
         await ask(generator, HERE)
-        num_asked, residents = about(server, HERE), [one.model_id for one in await generator.residents()]
+        num_asked, residents = about(server, HERE), [one.model_id for one in generator.view().residents]
 
         server.fail_everywhere(*row.faults)
         started = time.monotonic()
@@ -214,7 +214,7 @@ async def test_trouble_has_its_answer_in_time_and_what_is_here_does_not_notice(
             assert error.retry_after_s, "a caller is not told when to come back"
         if row.retry_after_s:
             assert error.retry_after_s == pytest.approx(row.retry_after_s, abs=1)
-        assert [one.model_id for one in await generator.residents()] == residents, "a failed fetch evicted a model"
+        assert [one.model_id for one in generator.view().residents] == residents, "a failed fetch evicted a model"
         if row.error is not StoreUnavailable:
             assert left_in(data, ".fetching") == []
         if row.is_remembered:
@@ -295,7 +295,7 @@ async def test_model_that_has_moved_comes_under_the_name_it_was_asked_for(
     server.move(ADA, "lovelace/ada")
     async with generator_over(server, tmp_path / "data") as generator:
         await ask(generator, ADA)
-        assert [one.model_id for one in await generator.residents()] == [ADA]
+        assert [one.model_id for one in generator.view().residents] == [ADA]
         num_requests = len(server.requests)
         await ask(generator, ADA)
         assert len(server.requests) == num_requests

@@ -573,11 +573,18 @@ def test_f12_room_is_made_only_for_a_model_that_is_there_allowed_and_a_gpt2(
         tight.locate(ADA)
 
 
-def test_picture_and_card_come_too_and_too_large_ones_are_left(server: FakeHub, hub: Hub, tmp_path: Path) -> None:
+def test_picture_faces_and_card_come_too_and_too_large_ones_are_left(
+    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
+) -> None:
     repo = write_tiny_gpt2(tmp_path / "repo")
+    (repo / "avatars").mkdir()
+    for number in range(5):
+        (repo / f"avatars/{number}.webp").write_bytes(b"RIFF" + bytes([number]))
     (repo / "thumbnail.png").write_bytes(b"\x89PNG")
     with (repo / "README.md").open("wb") as file:
         file.truncate(6_000_000)
     server.add(ADA, repo)
     names = {path.name for path in hub.locate(ADA).path.iterdir()}
     assert "thumbnail.png" in names and "README.md" not in names
+    assert store.get_model(ADA).num_avatars == 3 and store.find_avatar(ADA, 2).read_bytes() == b"RIFF\2"
+    assert len(list(store.resolve(ADA).path.glob("avatars/*"))) == 3  # no more are taken from strangers

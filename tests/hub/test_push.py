@@ -81,6 +81,8 @@ def write_bot(folder: Path, seed: int = 0) -> Path:
     write_tiny_gpt2(folder, seed=seed)
     (folder / "README.md").write_text(build_card(CardFacts(ADA, ("ada",), "gpt2", counts={"ada": {"kept": seed}})))
     (folder / "predictions.png").write_bytes(b"\x89PNG" + bytes(range(256)) * 8)
+    (folder / "avatars").mkdir()
+    (folder / "avatars/0.webp").write_bytes(b"RIFF" + bytes(range(256)))
     (folder / "rookery.json").write_text(json.dumps({"seed": seed, "base_model": "gpt2"}))
     (folder / "runs").mkdir()
     for run in ("preprocess", "train"):
@@ -460,7 +462,9 @@ def test_pushes_at_the_same_time_make_one_commit(world: World) -> None:
 
 def test_a_hub_that_offers_xet_gets_the_weights_in_chunks(world: World) -> None:
     source = world.rookery.repos[ADA].head.folder
-    storage = world.uploads.offer_xet([source / "model.safetensors", source / "predictions.png"])
+    storage = world.uploads.offer_xet(
+        source / name for name in ("model.safetensors", "predictions.png", "avatars/0.webp")
+    )
     arguments = [world.rookery.endpoint, world.hub.endpoint, str(world.folder / "cache")]
     subprocess.run([sys.executable, "-c", PUSH, *arguments], env=environment(), check=True, timeout=60)
     assert world.num_commits() == 1 and len(world.hub.repos["lina/ada"].tags) == 1

@@ -57,6 +57,33 @@ def test_conditions_hold_together_in_both_orders_and_pages(
             assert list(list_by_pages(disk.stores[1], 2, newest_first=newest_first, **wanted)) == whole
 
 
+@pytest.mark.usefixtures("by_index_alone")
+def test_models_are_counted_as_they_are_listed(disk: Disk) -> None:
+    def check() -> None:
+        for store in disk.stores:
+            for with_private in (True, False):
+                assert store.count_models(with_private=with_private) == len(list_all(store, with_private=with_private))
+
+    check()
+    for name in ("a/ada", "b/bob", "lone"):
+        disk.publish(name)
+    disk.put("base/Fledgling")  # which nobody sees: the program has its own
+    disk.publish("a/unfinished", checkpoint_step=3)
+    disk.put("a/by_hand")
+    check()
+    disk.stores[0].set_private("b/bob", True)
+    check()
+    assert disk.stores[1].count_models() == 5 and disk.stores[1].count_models(with_private=False) == 4
+    disk.stores[0].delete_model("a/ada")
+    disk.take("a/by_hand")
+    check()
+
+
+def test_where_there_can_be_no_index_models_are_not_counted(disk: Disk) -> None:
+    (disk.models / INDEX).mkdir()
+    assert disk.stores[0].count_models() is None
+
+
 # --- Paging while the catalogue changes -----------------------------------------------------------------------
 
 

@@ -105,7 +105,7 @@ def test_a_preview_of_one_archive_has_its_counts_and_samples(tmp_path: Path) -> 
         "reasons": {},
         "warnings": ["There are 657 characters of usable text; training needs at least 6,000."],
     }
-    assert len(samples) == 5
+    assert len(samples) == 8
     assert set(samples) <= set(kept)
 
 

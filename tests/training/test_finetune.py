@@ -63,9 +63,10 @@ def test_held_out_loss_falls_and_every_step_is_told(spec: FineTuneSpec) -> None:
     last = result.num_steps
     assert [progress.step for progress in seen] == [*range(last + 1), last]
     assert (seen[0].total_steps, seen[0].valid_loss, seen[0].train_loss) == (last, result.loss_before, None)
-    assert [progress.step for progress in seen if progress.samples] == [last // 2, last]
-    [half_way] = seen[last // 2].samples
-    assert half_way.startswith("My dream is")
+    half_way = -(-last // 2)  # where the first of two epochs ends
+    assert [progress.step for progress in seen if progress.samples] == [half_way, last]
+    [sample] = seen[half_way].samples
+    assert sample.startswith("My dream is") and seen[half_way].valid_loss is not None
     assert (seen[-1].valid_loss_before, seen[-1].valid_loss) == (result.loss_before, result.loss_after)
     assert seen[-1].samples == result.previews
     assert seen[-1].seconds_left == 0 and seen[-1].tokens == result.trained_tokens

@@ -82,8 +82,8 @@ def test_what_uploads_that_broke_off_have_left_is_swept_after_a_day(
     other.touch()
     JobStore(training.database, uploads)
     assert all(path.exists() for path in (*strays, forgotten))  # they are of today
-    monkeypatch.setattr(store_module, "_STALE_AFTER_S", -2)
-    JobStore(training.database, uploads)
+    monkeypatch.setattr(store_module, "ABANDONED_AFTER_S", -2)
+    training.jobs.sweep()
     assert sorted(uploads.iterdir()) == sorted([uploads / waiting, kept, other])
 
 
@@ -189,6 +189,14 @@ def test_jobs_are_listed_newest_first_by_page_and_by_metadata(training: Training
     assert [job.id for job in odd.items] == [ids[3], ids[1]]
     with pytest.raises(NotFound):
         training.jobs.list_jobs(limit=3, after="ftjob-none")
+
+
+def test_jobs_are_counted_by_status(training: Training) -> None:
+    assert training.jobs.count_jobs() == {}
+    jobs = [training.create_job() for _ in range(3)]
+    training.jobs.pause_job(jobs[0].id)
+    training.queue.claim("worker", 30)
+    assert training.jobs.count_jobs() == {JobStatus.PAUSED: 1, JobStatus.RUNNING: 1, JobStatus.QUEUED: 1}
 
 
 # --- Leases -----------------------------------------------------------------------------------------------

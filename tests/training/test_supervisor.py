@@ -25,6 +25,7 @@ from sqlalchemy import select as select_sql
 from serve.database.tables import JobRow
 from serve.errors import DiskFull, ModelUnusable, StoreUnavailable
 from serve.store.model_files import content_hash
+from serve.store.texts import printable
 from serve.training.jobs import publishing
 from serve.training.jobs import run as run_module
 from serve.training.jobs.publishing import Publisher
@@ -98,6 +99,8 @@ async def test_job_goes_from_archive_to_a_published_model(training_on_both: Trai
     assert "@ada" in card and "thumbnail: predictions.png" in card
     folder = training.store.resolve(MODEL).path
     assert (folder / "predictions.png").read_bytes().startswith(b"\x89PNG")
+    assert training.store.find_avatar(MODEL, 0) == folder / "avatars/0.webp" and info.num_avatars == 1
+    assert info.sample.startswith("My dream is") and info.sample in map(printable, done.result["samples"])
     assert content_hash(folder) == folder.name
     assert not any(texts[0] in path.read_text() for path in folder.rglob("*.json"))  # tweets are not published
     assert leftovers(training) == []
@@ -483,6 +486,23 @@ async def test_what_ends_without_a_worker_is_tidied_up_while_others_wait(trainin
     finally:
         await supervisor.stop()
         await running
+
+
+async def test_archives_for_which_no_job_came_in_time_go_while_the_service_runs(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = supervisor_of(training, sweep_s=0.02)
+    abandoned, kept = training.upload(purpose=BOT_PURPOSE).path, training.upload().path
+    wanted = training.create_job(purpose=BOT_PURPOSE)
+    training.jobs.pause_job(wanted.id)
+    running = asyncio.create_task(supervisor.run_forever())
+    try:
+        monkeypatch.setattr("serve.training.jobs.store.ABANDONED_AFTER_S", -2)
+        await until(lambda: not abandoned.exists())
+    finally:
+        await supervisor.stop()
+        await running
+    assert kept.exists() and training.jobs.get_file(wanted.request.files[0].file_id).path.exists()
 
 
 async def test_stop_waits_for_a_claim_that_is_under_way_and_nothing_starts_after_it(

@@ -113,6 +113,16 @@ def test_provenance_says_what_makes_the_same_bytes_again(training: Training, tmp
     assert read_runs_of(tmp_path, REVISION)[0].outputs[0].digest == provenance["dataset_sha256"]
 
 
+def test_provenance_says_how_the_model_is_to_be_shown(training: Training, tmp_path: Path) -> None:
+    making = making_of(training, create_job(training, "ada", "bob"))
+    [ada, bob] = making.data.people
+    data = replace(making.data, people=(replace(ada, display_name="Ada \u202e Lovelace"), bob))
+    write_records(tmp_path, replace(making, data=data, sample=PREVIEWS[1]))
+    provenance = read_provenance(tmp_path)
+    assert provenance["display_names"] == {"ada": "Ada \u202e Lovelace"}  # whoever shows it cleans it
+    assert provenance["sample"] == PREVIEWS[1]
+
+
 def test_file_that_was_only_judged_by_is_told_apart_from_those_learnt_from(training: Training, tmp_path: Path) -> None:
     judge_by = training.upload(20, seed=5)
     making = making_of(training, create_job(training, "ada", validation_file=judge_by.id))

@@ -189,6 +189,7 @@ class JobRun:
         from serve.training.dataset import build_dataset
         from serve.training.finetune import Stopped, finetune
         from serve.training.kept_dataset import to_lines
+        from serve.training.picture.draw import choose_prediction
         from serve.training.presentation import write_presentation
         from serve.training.tracking.provenance import (
             Making,
@@ -221,9 +222,7 @@ class JobRun:
                 write(folder)
                 write_checkpoint_record(folder, job, base, data, progress)
                 losses = {} if progress.valid_loss is None else {"held_out": progress.valid_loss}
-                write_presentation(
-                    folder, data, base_model=base.model_id, created_at=job.created_at, losses=losses, predictions=()
-                )
+                write_presentation(folder, data, base_model=base.model_id, created_at=job.created_at, losses=losses)
                 self._publisher.publish_checkpoint(
                     folder, data.model_id, progress.step, _metrics(progress), is_private=base.is_private
                 )
@@ -236,6 +235,7 @@ class JobRun:
             )
         except Stopped as exc:
             raise Stop from exc
+        learnt = (text for person in data.people for text in person.cleaned.kept)
         making = Making(
             job=job,
             attempt=self._claim.attempt,
@@ -247,6 +247,7 @@ class JobRun:
             spec=spec,
             result=result,
             preprocess_s=self._phases["preprocess"],
+            sample=choose_prediction(result.previews, learnt=learnt),
         )
         write_records(stage, making)
         write_presentation(
@@ -255,7 +256,7 @@ class JobRun:
             base_model=base.model_id,
             created_at=making.created_at,
             losses=card_losses(making),
-            predictions=result.previews,
+            sample=making.sample,
             hyperparameters=hyperparameters(making),
         )
         self._store.keep_dataset(stage, dataset_sha256(dataset), to_lines(dataset))

@@ -56,6 +56,7 @@ from serve.training.preprocess import PARAM, VALIDATION_PARAM, preprocess
 from serve.training.tracking.lineage import read_runs
 from serve.training.tracking.outbox import WAITING
 from serve.types import (
+    ABANDONED_AFTER_S,
     BOT_PURPOSE,
     MAX_ARCHIVES,
     MAX_BATCH_SIZE,
@@ -78,8 +79,6 @@ MAX_SEED = 2**32 - 1  # what numpy takes, and so whoever trains on with another 
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
 
-_STALE_AFTER_S = 24 * 3600
-
 
 class JobStore:
     """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`.
@@ -101,7 +100,7 @@ class JobStore:
         self._check_base = check_base
         self._max_jobs_per_key = max_jobs_per_key
         make_private(uploads)
-        self._sweep()
+        self.sweep()
 
     # --- Files --------------------------------------------------------------------------------------------
 
@@ -155,10 +154,10 @@ class JobStore:
                 if self.get_file(file_id).purpose == BOT_PURPOSE:
                     self.delete_file(file_id)
 
-    def _sweep(self) -> None:
-        """What processes that died have left: archives of bots without a job to come, and bytes without a row."""
+    def sweep(self) -> None:
+        """Deletes archives of bots for which no job came in time, and bytes without a row that broken uploads left."""
         with self._database.read() as session:
-            stale = read_clock_ms(session) // 1000 - _STALE_AFTER_S
+            stale = read_clock_ms(session) // 1000 - ABANDONED_AFTER_S
             known = set(session.scalars(select(FileRow.id)))
             old = select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE, FileRow.created_at < stale)
             forgotten = session.scalars(old).all()
@@ -261,6 +260,12 @@ class JobStore:
             rows, has_more = page_of_rows(session, query, JobRow, limit, after, newest_first=True)
             return Page(tuple(map(to_job, rows)), has_more)
 
+    def count_jobs(self) -> Mapping[JobStatus, int]:
+        """How many there are of each status that any is in."""
+        query = select(JobRow.status, func.count()).group_by(JobRow.status)
+        with self._database.read() as session:
+            return {JobStatus(status): count for status, count in session.execute(query)}
+
     def cancel_job(self, job_id: str) -> Job:
         """A waiting or paused job ends at once; a running one when its worker next asks (seconds).
 
@@ -348,8 +353,8 @@ class JobStore:
             checkpoints = select(JobRow.id).join(CheckpointRow, CheckpointRow.job_id == JobRow.id).distinct()
             found = set(session.scalars(checkpoints.where(ended, JobRow.status != JobStatus.SUCCEEDED)))
             archives = set(session.scalars(select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE)))
-            if archives:  # those of earlier jobs go when the next process starts, see `_sweep`
-                since = read_clock_ms(session) // 1000 - _STALE_AFTER_S
+            if archives:  # those of earlier jobs go in time, see `sweep`
+                since = read_clock_ms(session) // 1000 - ABANDONED_AFTER_S
                 lately = select(JobRow.id, JobRow.request).where(ended, JobRow.finished_at >= since)
                 found |= {id for id, request in session.execute(lately) if not archives.isdisjoint(file_ids(request))}
         return sorted(found)

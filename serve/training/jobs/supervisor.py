@@ -270,8 +270,12 @@ class Supervisor:
             self._store.drop_checkpoints(model_id, of_job=job.id)
 
     def _sweep(self) -> None:
-        """What is left of jobs that ended without a supervisor: it had died, or they were waiting or paused."""
+        """What is left of jobs that ended without a supervisor: it had died, or they were waiting or paused.
+
+        And what nobody made a job of.
+        """
         self._store.sweep()
+        self._jobs.sweep()
         folders = {folder.name for folder in self._options.work_of("").iterdir()}
         for job_id in folders.union(self._jobs.list_untidy()):
             self._clean_up(job_id)

@@ -1,4 +1,4 @@
-"""The round picture of one person: their own where an archive holds it, else a pattern that their handle decides.
+"""The picture of one person: their own where an archive holds it, else a pattern that their handle decides.
 
 The bytes are a stranger's: whatever is wrong with them, the pattern is drawn instead. Knows no network.
 """
@@ -9,6 +9,7 @@ import colorsys
 import hashlib
 import io
 import logging
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
@@ -18,6 +19,14 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 MAX_PIXELS = 2048 * 2048  # X keeps 400 x 400, Mastodon as much, Bluesky 1000 x 1000; this is 16 MB, decoded
+
+FACE_PX = 96  # each way: sharp at 48 CSS pixels on a telephone
+MAX_FACE_BYTES = 4096
+# The first that is small enough: a pattern has some 200 bytes, a photograph about 3 kB.
+_FACE_OPTIONS: Sequence[Mapping[str, bool | int]] = (
+    {"lossless": True},
+    *({"quality": quality} for quality in (80, 60, 40, 20, 5)),
+)
 
 _CELLS = 10  # a margin of two cells all around, for a circle is cut out of it; the right half mirrors the left
 _MARGIN = 2
@@ -31,6 +40,20 @@ def draw_avatar(handle: str, data: bytes | None, size: int) -> Image.Image:
     ImageDraw.Draw(mask).ellipse((0, 0, size * _SMOOTH - 1, size * _SMOOTH - 1), fill=255)
     image.putalpha(mask.resize((size, size), Image.Resampling.BOX))
     return image
+
+
+def encode_face(handle: str, data: bytes | None) -> bytes:
+    """A small square WebP, which whoever shows it may cut round. The same inputs give the same bytes."""
+    own = _decode(data, FACE_PX) if data else None
+    images = [image for image in (own, draw_pattern(handle, FACE_PX)) if image]
+    encoded = (_encode(image, options) for image in images for options in _FACE_OPTIONS)
+    return next(face for face in encoded if len(face) <= MAX_FACE_BYTES)
+
+
+def _encode(image: Image.Image, options: Mapping[str, bool | int]) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", method=6, **options)
+    return stream.getvalue()
 
 
 def draw_pattern(handle: str, size: int) -> Image.Image:

@@ -7,6 +7,7 @@ Names, texts and avatars are strangers': any of them may be hostile, none can ma
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -17,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from serve.training.picture.avatar import draw_avatar, hue_of
 from serve.training.picture.bidi import find_direction
 from serve.training.picture.typesetting import LINE_HEIGHT, Colour, clean_text, draw_block, fit_text, set_text
-from serve.types import PREVIEW_PROMPT
+from serve.types import MAX_SAMPLE_CHARS, PREVIEW_PROMPT, ModelId, ModelInfo
 
 WIDTH, HEIGHT = 1200, 630
-MAX_BYTES = 150_000  # photographs of three, or a text of many emoji: then 256 colours have to do
+MAX_BYTES = 60_000  # what a page that shows it may weigh; with more (a photograph, emoji) 256 colours have to do
 
 _CARD = (56, 48, WIDTH - 56, HEIGHT - 48)  # left, top, right, bottom
 _PADDING = 52
@@ -30,7 +31,6 @@ _TEXT_SIZES = (64, 58, 52, 46, 40, 35, 31)
 _AVATAR = 108
 _MAX_AVATARS = 3  # of a cyborg; the names tell of the others
 _MAX_NAME_CHARS = 120
-_MAX_TEXT_CHARS = 600  # twice a post; more would not fit at the smallest size
 
 _INK: Colour = (15, 20, 25)
 _GREY: Colour = (83, 100, 113)
@@ -65,6 +65,14 @@ def draw_picture(faces: Sequence[Face], prediction: str, *, model_id: str = "", 
     _draw_footer(canvas, len(faces) > 1, model_id)
     data = _encode(canvas)
     return data if len(data) <= MAX_BYTES else _encode(canvas.quantize(256, dither=Image.Dither.NONE))
+
+
+def draw_preview(info: ModelInfo, avatars: Sequence[bytes], text: str, /, *, prompt: str) -> bytes:
+    """The picture of a model that is there: of `text`, with what the catalogue knows. `avatars`: the first handles'."""
+    handles = info.handles or (ModelId.parse(info.model_id).name,)
+    people = itertools.zip_longest(handles, avatars[: len(handles)])
+    faces = [Face(handle, info.names.get(handle), avatar) for handle, avatar in people]
+    return draw_picture(faces, text, model_id=info.model_id, prompt=prompt)
 
 
 def choose_prediction(predictions: Sequence[str], *, prompt: str = PREVIEW_PROMPT, learnt: Iterable[str] = ()) -> str:
@@ -152,11 +160,11 @@ def _draw_names(canvas: Image.Image, faces: Sequence[Face], left: int, width: in
 
 def _draw_prediction(canvas: Image.Image, prompt: str, prediction: str, accent: Colour) -> None:
     """The prompt in the bot's colour; what the bot made of it in black, which decides on the direction."""
-    lead = clean_text(prompt, max_chars=_MAX_NAME_CHARS)
+    lead = clean_text(prompt, max_chars=MAX_SAMPLE_CHARS)
     said = _continuation(prompt, prediction)
     gap = " " if said[:1].isspace() else ""
-    text = lead + gap + clean_text(said, max_chars=_MAX_TEXT_CHARS)
-    direction = find_direction(said[:_MAX_TEXT_CHARS])
+    text = lead + gap + clean_text(said, max_chars=MAX_SAMPLE_CHARS)  # more would not fit at the smallest size
+    direction = find_direction(said[:MAX_SAMPLE_CHARS])
     width, height = _RIGHT - _LEFT, _TEXT_BOTTOM - _TEXT_TOP
     block = fit_text(text, _TEXT_SIZES, width, height, direction=direction)
     top = _TEXT_TOP + (height - block.height) / 2

@@ -25,12 +25,12 @@ from serve.training.clean import MIN_CHARS, MIN_OWN_WORDS, WARN_CHARS
 from serve.training.dataset import HELD_OUT_SHARE, Dataset
 from serve.training.preprocess import Person, Preprocessed
 from serve.types import PREVIEW_PROMPT, Artifact, Job, ModelId, Run
+from serve.version import VERSION
 
 if TYPE_CHECKING:
     from serve.store.revisions import Revision
     from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress
 
-VERSION = "0.1.0"  # as pyproject.toml says, which an image need not hold
 _VERSIONED = ("torch", "tokenizers", "numpy", "safetensors")
 _HISTORY = ("step", "train_loss", "valid_loss", "learning_rate", "tokens", "tokens_per_s")
 _SOURCES = Path(__file__).resolve().parents[2]  # of the package `serve`
@@ -60,6 +60,7 @@ class Making:
     spec: FineTuneSpec
     result: FineTuneResult
     preprocess_s: float = 0.0  # how long it took to read and clean the archives
+    sample: str = ""  # the text that stands for the model
 
 
 def write_records(folder: Path, making: Making) -> None:
@@ -78,6 +79,7 @@ def write_checkpoint_record(folder: Path, job: Job, base: Revision, data: Prepro
         "base_model": base.model_id,
         "base_revision": base.revision,
         "handles": list(data.handles),
+        "display_names": data.display_names,
         "counts": data.counts,
         "tags": [],
         "losses": losses,
@@ -342,6 +344,7 @@ def _provenance(making: Making) -> dict[str, Any]:
         "base_model": making.base_model,
         "base_revision": making.base_revision,
         "handles": list(making.data.handles),
+        "display_names": making.data.display_names,
         "counts": making.data.counts,
         "tags": [],
         "dataset_sha256": dataset_sha256(making.dataset),
@@ -349,6 +352,7 @@ def _provenance(making: Making) -> dict[str, Any]:
         **_config(making),
         "losses": _losses(result),
         "samples": list(result.previews),
+        "sample": making.sample,
         "trained_tokens": result.trained_tokens,
         "num_parameters": result.num_parameters,
         "duration_s": round(result.duration_s, 2),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_LARGE = (".bin", ".safetensors", ".png")
+_LARGE = (".bin", ".safetensors", ".png", ".webp")
 
 
 @dataclass(frozen=True)

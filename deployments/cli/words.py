@@ -1,0 +1,54 @@
+"""What the Tab key proposes: names of models and jobs, asked of the server. Never an error, and never long."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import typer
+
+_LIMIT_S = 0.5
+_NUM_WORDS = 100
+
+
+def complete_models(context: typer.Context, incomplete: str) -> list[str]:
+    """Ids of models that begin as typed."""
+    from deployments.client import Client
+
+    def ask() -> list[str]:
+        with Client(_url(context)) as client:
+            return [model["id"] for model in client.list_models(limit=_NUM_WORDS, query=incomplete or None)["data"]]
+
+    return _beginning(incomplete, ask)
+
+
+def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
+    """Ids of jobs that begin as typed, newest first."""
+    from deployments.client import Client
+
+    def ask() -> list[str]:
+        with Client(_url(context)) as client:
+            return [job["id"] for job in client.list_jobs(limit=_NUM_WORDS)["data"]]
+
+    return _beginning(incomplete, ask)
+
+
+def _url(context: typer.Context) -> str:
+    from serve.settings import Settings
+
+    return str(context.params.get("url") or Settings().url)
+
+
+def _beginning(incomplete: str, ask: Callable[[], list[str]]) -> list[str]:
+    """In a thread: no time-out of HTTP's covers a whole request."""
+    found: list[str] = []
+
+    def run() -> None:
+        with suppress(Exception):
+            found.extend(ask())
+
+    asking = threading.Thread(target=run, daemon=True)
+    asking.start()
+    asking.join(_LIMIT_S)
+    return [word for word in found if word.startswith(incomplete)]

@@ -1,0 +1,279 @@
+"""Make your bot: drop archives, look at what it would learn from, have it learn.
+
+Between the steps the archives wait as files, named in the address, so that a page can be loaded again and any gateway
+can show it. What is in an archive, and whether a job can begin, others decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from serve.api.body import Form, Part, read_fields, read_form
+from serve.api.files import keep
+from serve.api.generation import caller_of
+from serve.api.job_request import BotForm, bare, from_form
+from serve.api.service import Preview, Service
+from serve.api.status import BodyTooLarge, invalid, status_of
+from serve.errors import BadUpload, InvalidRequest, NotFound, RookeryError
+from serve.types import BOT_PURPOSE, FileRecord, Job
+from serve.web.pages import Pages, go, page_route
+
+MAX_PEOPLE = 3  # that a page offers
+FORMATS = ".zip,.tar,.tar.gz,.tgz,.gz,.csv,.json,.jsonl,.js,.car,.txt"
+_MAX_LOOKS = 2  # at once: reading archives takes a core each
+_MAX_REPORTS = 32
+_MAX_TYPED = 512  # characters of a field that are shown again
+
+_GONE = "This archive is no longer here: a job took it, or it waited too long. Choose it once more."
+_NO_CONSENT = "Tick the box first: a bot may only be made of posts that you have the right to use."
+_NOBODY = "Say whose posts these are: each archive needs a handle."
+
+
+def router(service: Service, pages: Pages) -> APIRouter:
+    """/make and /make/review; nothing where nobody can look into archives."""
+    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
+    if service.preview is None:
+        return routes
+    looks = _Looks(service.preview)
+
+    def show_form(request: Request, status: int = 200, error: str = "", handles: Sequence[str] = ()) -> Response:
+        typed = [handle[:_MAX_TYPED] for handle in handles[:MAX_PEOPLE]]
+        return pages.render(
+            *(request, "make.html", status),
+            error=error,
+            handles=typed + [""] * (MAX_PEOPLE - len(typed)),
+            formats=FORMATS,
+            limit=_whole_megabytes(service.limits.upload_bytes),
+            limit_bytes=service.limits.upload_bytes,
+        )
+
+    async def show_review(request: Request, draft: Draft, status: int = 200, error: str = "") -> Response:
+        records = await _find(service, draft.file_ids)
+        try:
+            report = await looks.at(records, draft.handles)
+        except InvalidRequest as exc:  # a handle that is none: shown as the archives have it, with what was typed
+            report, status, error = await looks.at(records, ()), 400, error or exc.message
+        return pages.render(
+            *(request, "review.html", status),
+            error=error,
+            draft=replace(draft, nonce=draft.nonce or secrets.token_urlsafe(12)),
+            report=report,
+            people=_people(records, draft.handles, report),
+            default_base=service.default_base,
+        )
+
+    @routes.get("/make")
+    async def ask_for_archives(request: Request) -> Response:
+        return show_form(request)
+
+    @routes.post("/make")
+    async def take_archives(request: Request) -> Response:
+        handles: list[str] = []
+        try:
+            async with read_form(request, service.upload_dir, service.limits) as form:
+                handles = form.values("handle")
+                draft = await _take(service, looks, _uploads(form))
+        except BodyTooLarge as exc:
+            return show_form(request, status_of(exc, "/v1"), _too_large(service.limits.upload_bytes))
+        except RookeryError as exc:
+            return show_form(request, status_of(exc, "/v1"), exc.message, handles)
+        return go(draft.address)
+
+    @routes.get("/make/review")
+    async def review(request: Request) -> Response:
+        fields = parse_qs(request.url.query, keep_blank_values=True)
+        return await show_review(request, replace(Draft.read(fields), nonce=""))
+
+    @routes.post("/make/review")
+    async def train(request: Request) -> Response:
+        fields = await read_fields(request, service.limits)
+        draft = Draft.read(fields)
+        if fields.get("do") == ["discard"]:
+            await _drop(service, await _find(service, draft.file_ids))
+            return go("/make")
+        if "consent" not in fields:
+            return await show_review(request, draft, 400, _NO_CONSENT)
+        try:
+            job = await _create_job(service, draft, caller_of(request))
+        except NotFound as exc:
+            raise NotFound(_GONE) from exc
+        except RookeryError as exc:
+            return await show_review(request, draft, status_of(exc, "/v1"), exc.message)
+        return go(f"/jobs/{job.id}")
+
+    return routes
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What somebody has chosen so far, as they typed it. `nonce`: of one look at the page, for one job at most."""
+
+    file_ids: tuple[str, ...]
+    typed_handles: tuple[str, ...] = ()
+    base_model: str = ""
+    n_epochs: str = ""
+    seed: str = ""
+    suffix: str = ""
+    nonce: str = ""
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Sequence[str]]) -> Draft:
+        """Raises: NotFound where no file can be meant."""
+        file_ids = tuple(fields.get("file", ()))
+        if not 1 <= len(file_ids) <= MAX_PEOPLE or not all(id.isascii() and id.isprintable() for id in file_ids):
+            raise NotFound(_GONE)
+        handles = fields.get("handle", ())[: len(file_ids)]
+        last = {name: fields[name][-1].strip() for name in _SINGLE if name in fields}
+        return cls(file_ids, tuple(handle.strip() for handle in handles), **last)
+
+    @property
+    def handles(self) -> tuple[str | None, ...]:
+        return tuple(map(bare, self.typed_handles))
+
+    @property
+    def address(self) -> str:
+        """The page that shows it."""
+        files = [("file", file_id) for file_id in self.file_ids]
+        handles = [("handle", handle) for handle in self.typed_handles] if any(self.typed_handles) else []
+        return "/make/review?" + urlencode([*files, *handles])
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for the same button pressed twice, another one as soon as anything was changed."""
+        return f"page-{blake2b(repr(self).encode(), digest_size=16).hexdigest()}"
+
+
+_SINGLE = ("base_model", "n_epochs", "seed", "suffix", "nonce")
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """One archive, and what a look into it told."""
+
+    filename: str
+    handle: str  # as typed, else as the archive says
+    report: Mapping[str, Any]
+
+    @property
+    def is_too_small(self) -> bool:
+        return bool(self.report["status"] == "too_few")
+
+
+class _Looks:
+    """What was seen in archives lately; reading a large one takes seconds, and its page is loaded more than once."""
+
+    def __init__(self, preview: Preview) -> None:
+        self._preview = preview
+        self._limiter = anyio.CapacityLimiter(_MAX_LOOKS)
+        self._reports: OrderedDict[tuple[tuple[str, ...], tuple[str | None, ...]], Mapping[str, Any]] = OrderedDict()
+
+    async def at(self, records: Sequence[FileRecord], handles: Sequence[str | None]) -> Mapping[str, Any]:
+        """`handles`: whose the first archives are. Raises: BadUpload, InvalidRequest."""
+        key = tuple(record.id for record in records), tuple(handles)
+        if key not in self._reports:
+            paths, names = [record.path for record in records], [record.filename for record in records]
+            look = partial(self._preview, paths, list(handles), filenames=names)
+            self._reports[key] = await anyio.to_thread.run_sync(look, limiter=self._limiter)
+            while len(self._reports) > _MAX_REPORTS:
+                self._reports.popitem(last=False)
+        return self._reports[key]
+
+
+def _uploads(form: Form) -> list[tuple[Part, str]]:
+    """The archives with the handles beside them. Browsers send an empty file for a field that nobody used."""
+    parts, handles = form.files("archive"), form.values("handle")
+    handles += [""] * (len(parts) - len(handles))
+    used = [(part, handle) for part, handle in zip(parts, handles, strict=False) if _is_used(part)]
+    if not used:
+        raise BadUpload("Choose an archive first: there was no file in what you sent.", param="archive")
+    if len(used) > MAX_PEOPLE:
+        raise BadUpload(f"A bot is made of at most {MAX_PEOPLE} archives here, not {len(used)}.", param="archive")
+    return used
+
+
+def _is_used(part: Part) -> bool:
+    assert part.path is not None
+    return part.filename != "upload" or part.path.stat().st_size > 0
+
+
+async def _take(service: Service, looks: _Looks, uploads: Sequence[tuple[Part, str]]) -> Draft:
+    """Keeps what can be read; of several archives all or none. Raises: BadUpload, InvalidRequest, StoreUnavailable."""
+    kept: list[FileRecord] = []
+    try:
+        for part, _ in uploads:
+            kept.append(await keep(service, part, BOT_PURPOSE))
+        draft = Draft(tuple(record.id for record in kept), tuple(handle.strip() for _, handle in uploads))
+        await looks.at(kept, draft.handles if any(draft.typed_handles) else ())
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _drop(service, kept)
+        raise
+    return draft
+
+
+async def _find(service: Service, file_ids: Sequence[str]) -> list[FileRecord]:
+    def find() -> list[FileRecord]:
+        records = [service.files.get_file(file_id) for file_id in file_ids]
+        if not all(record.path.is_file() for record in records):
+            raise NotFound(_GONE)
+        return records
+
+    try:
+        return await anyio.to_thread.run_sync(find)
+    except NotFound as exc:
+        raise NotFound(_GONE) from exc
+
+
+async def _drop(service: Service, records: Sequence[FileRecord]) -> None:
+    for record in records:
+        with contextlib.suppress(RookeryError):  # a job needs it, or it is gone already
+            await anyio.to_thread.run_sync(service.files.delete_file, record.id)
+
+
+async def _create_job(service: Service, draft: Draft, owner: str) -> Job:
+    """Raises: InvalidRequest, and whatever Jobs raises."""
+    if len(draft.handles) < len(draft.file_ids) or not all(draft.handles):
+        raise InvalidRequest(_NOBODY, param="handle")
+    given = {name: getattr(draft, name) or None for name in ("base_model", "n_epochs", "seed", "suffix")}
+    try:
+        form = BotForm.model_validate({**given, "handle": list(draft.handles)}, strict=False)
+    except ValidationError as exc:
+        raise invalid(exc) from exc
+    wanted = from_form(form, draft.file_ids, validation=None, default_base=service.default_base, owner=owner)
+    create = partial(service.jobs.create_job, wanted, idempotency_key=draft.idempotency_key)
+    return await anyio.to_thread.run_sync(create)
+
+
+def _people(records: Sequence[FileRecord], handles: Sequence[str | None], report: Mapping[str, Any]) -> list[Person]:
+    typed = [*handles, *[None] * (len(records) - len(handles))]
+    reports = report.get("archives") or [report]
+    return [
+        Person(record.filename, handle or own["handle"] or "", own)
+        for record, handle, own in zip(records, typed, reports, strict=True)
+    ]
+
+
+def _too_large(limit: int) -> str:
+    return (
+        f"That is larger than {_whole_megabytes(limit)}, the most that is taken here. Of X's archive only the file "
+        "data/tweets.js is needed: unpack the archive, drop that file alone, and write the handle beside it."
+    )
+
+
+def _whole_megabytes(limit: int) -> str:
+    """Rounded down: whatever is said to fit does."""
+    return f"{limit // 10**6} MB"
