@@ -55,6 +55,10 @@ hub-check: $(INSTALLED)
 docs-check: $(INSTALLED)
 	$(BIN)/python -m pytest tests/docs -m "slow or not slow"
 
+# The page in a real Chromium, as people use it; ends with one JSON line. Add ARGS="--screenshots FOLDER" to keep pictures.
+page-check: $(INSTALLED)
+	@$(BIN)/python -m tests.web.check $(ARGS)
+
 # Trainers killed at random, on either database; ends with one JSON line.
 KILLS ?= 200
 DB ?= sqlite

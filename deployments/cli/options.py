@@ -39,7 +39,7 @@ ModelAt = Annotated[
     str,
     typer.Argument(metavar="MODEL[@REVISION]", help="For example huggingtweets/ada.", autocompletion=complete_models),
 ]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="A job that has made a model.", autocompletion=complete_jobs)]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="For example ftjob-1234.", autocompletion=complete_jobs)]
 
 
 def settings_of(data: Path | None) -> Settings:

@@ -293,11 +293,6 @@ async def test_a_bug_is_a_500_with_an_id_and_no_detail(client: httpx.AsyncClient
     assert answer.json()["error"]["type"] == "server_error"
 
 
-async def test_the_front_page_points_on(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/")
-    assert answer.status_code == 200 and "Rookery" in answer.text
-
-
 # --- Clients that leave, and time that runs out -----------------------------------------------------------
 
 

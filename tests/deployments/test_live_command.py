@@ -129,7 +129,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(rookery: Command, t
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     letter.write_text("Dear diary, nothing happened today.\n" * 20)
     for path, said in ((picture, "Expected: an X archive"), (letter, "at least 6,000 characters are needed")):
-        refused = rookery("train", path, "--handle", "nobody", "--wait", "--json")
+        refused = rookery("train", path, "--handle", "nobody", "--wait", "--json", "--quiet")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert said in refused.stderr and refused.stderr.count("\n") == 1
 

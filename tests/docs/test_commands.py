@@ -55,7 +55,6 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     shutil.copytree(EMBEDDED["fledgling"], folder / "folder")
     with fake_hub() as hub, accept_uploads(hub, tmp_path_factory.mktemp("uploads")) as uploads:
         uploads.users["hf_you"] = User("you")
-        hub.storage = f"http://localhost:{hub.port}"
         hub.add("huggingtweets/solarmonke", write_tiny_gpt2(tmp_path_factory.mktemp("solarmonke"), seed=1))
         environment = {
             **os.environ,

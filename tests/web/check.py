@@ -28,6 +28,7 @@ from tests.web.service import Site, open_site
 
 FIRST_PAINT_KB = 100.0  # the limit
 KEY = "key-of-the-check"
+_MOST_SAID = 600  # characters of an error; Playwright's tell the whole page
 # Two of the small base model's size: the third that speaks sends one away.
 MEMORY_BYTES = 32_000_000
 
@@ -75,8 +76,9 @@ class Check:
         try:
             flow(world)
         except Exception as exc:
-            traceback.print_exc()
-            wrong.append(f"{type(exc).__name__}: {str(exc)[:500]}")
+            steps = [step for step in traceback.extract_tb(exc.__traceback__) if "/tests/web/" in step.filename]
+            wrong += [f"{Path(step.filename).name}:{step.lineno} {step.line}" for step in steps[1:]]
+            wrong.append(f"{type(exc).__name__}: {str(exc)[:_MOST_SAID]}")
         wrong += self._findings.take_complaints()
         (self.failed if wrong else self.passed).append(name)
         say(f"{'FAILED' if wrong else 'passed'} {name} ({time.monotonic() - started:.0f} s)")
