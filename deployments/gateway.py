@@ -134,7 +134,7 @@ class Gateway:
             draw_preview=draw_preview,
             add_pages=add_pages,
             puller=open_hub(self._settings, store, metrics) if self._settings.hub_enabled else None,
-            access=Access.from_setting(self._settings.api_keys),
+            access=Access.from_setting(self._settings.api_keys, self._settings.hosts),
             sends_request_id=False,  # Ray Serve does
         )
 

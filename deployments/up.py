@@ -40,7 +40,7 @@ from deployments import haproxy, running
 from deployments.checklist import Checklist
 from deployments.client import Client
 from serve.errors import RookeryError
-from serve.settings import BadSetting, Settings
+from serve.settings import PREFIX, BadSetting, Settings
 from serve.version import VERSION
 
 HOST = "127.0.0.1"
@@ -207,6 +207,8 @@ def _check_port(port: int) -> None:
 def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
     """All that Ray starts inherits it; a `runtime_env` would cost every process a start of its own."""
     settings = replace(settings, data=settings.data.absolute())
+    if not settings.hosts and f"{PREFIX}HOSTS" not in os.environ:
+        settings = replace(settings, hosts="localhost")  # nobody calls a loopback address by another name
     settings.data.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -43,6 +43,7 @@ class Settings:
     hub_bytes: int = 0  # of models fetched from the Hub, the least recently used go first; 0: while the disk has room
     api_key: str = ""  # what the command line sends
     api_keys: str = ""  # with commas between; who sends one sees private models. "": everybody sees everything
+    hosts: str = ""  # names by which the server may be called, with commas between. "": by any; `up` sets localhost
     trainer_threads: int = 0  # of a training process; 0: all cores
     max_jobs_per_key: int = 100  # that have not ended
     trackers: str = ""  # that are told of every training, with commas between: wandb, trackio

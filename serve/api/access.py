@@ -1,36 +1,41 @@
 """Who may do what, where keys are set: a caller without one reads public models and has texts written by them.
 
 All that changes something, or shows somebody's work, takes a key; and without one a private model does not exist.
-Where no keys are set everybody may do everything.
+Where no keys are set everybody may do everything, but what a page of another site has a browser do.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from hmac import compare_digest
+from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
 
 from fastapi import Request, params
 from starlette.datastructures import Headers
 
-from serve.api.status import CrossSite, KeyNeeded
+from serve.api.status import CrossSite, KeyNeeded, UnknownHost
 from serve.errors import ModelNotFound
 from serve.types import Catalogue, ModelId, ModelInfo
 
 COOKIE = "rookery_key"  # percent-encoded
 _SCHEME = "bearer "
+_HOST = re.compile(r"(?P<name>\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a name or IPv4; IPv6 in brackets
+_MAX_HOST_CHARS = 80  # that are repeated
 
 
 class Access:
-    """`keys`: any one of them opens all."""
+    """`keys`: any one of them opens all. `hosts`: the names by which the server may be called; none: by any."""
 
-    def __init__(self, keys: Collection[str] = ()) -> None:
+    def __init__(self, keys: Collection[str] = (), hosts: Collection[str] = ()) -> None:
         self._keys = tuple(key.encode() for key in keys)
+        self._hosts = frozenset(host.lower() for host in hosts)
 
     @classmethod
-    def from_setting(cls, keys: str) -> Access:
-        """`keys` with commas between."""
-        return cls([key for part in keys.split(",") if (key := part.strip())])
+    def from_setting(cls, keys: str, hosts: str = "") -> Access:
+        """Both with commas between."""
+        return cls(_split(keys), _split(hosts))
 
     def has_key(self, request: Request) -> bool:
         """Whether the request sends a key of ours, or none is needed."""
@@ -50,6 +55,24 @@ class Access:
         """Raises: KeyNeeded."""
         if not self.has_key(request):
             raise KeyNeeded("This takes one of the server's keys, sent as 'Authorization: Bearer ...'.")
+
+    def check_host(self, headers: Headers) -> None:
+        """Refuses what is sent to a name that is not ours: another site may let its own point to this machine.
+
+        Its pages are then of the same origin as ours to a browser (DNS rebinding). An address cannot be made to point
+        elsewhere, and whoever names no host is no browser. Raises: UnknownHost.
+        """
+        host = headers.get("host", "")
+        if self._hosts and host and not self._is_ours(host):
+            raise UnknownHost(
+                f"This server does not go by the name {host[:_MAX_HOST_CHARS]!r}: call it by its address or "
+                "'localhost', or have whoever runs it add the name to ROOKERY_HOSTS."
+            )
+
+    def _is_ours(self, host: str) -> bool:
+        parts = _HOST.fullmatch(host)
+        name = parts["name"].lower().removesuffix(".") if parts else ""
+        return name == "localhost" or name in self._hosts or _is_address(name.strip("[]"))
 
     @property
     def required(self) -> list[params.Depends]:
@@ -79,7 +102,13 @@ def sent_key(request: Request) -> str:
     header = request.headers.get("authorization", "")
     if header[: len(_SCHEME)].lower() == _SCHEME:
         return header[len(_SCHEME) :].strip()
-    return unquote(request.cookies.get(COOKIE, ""))
+    return unquote(request.cookies.get(cookie_name(request), ""))
+
+
+def cookie_name(request: Request) -> str:
+    """Under which this server's key is kept: browsers share cookies among all ports of a host."""
+    port = request.url.port
+    return f"{COOKIE}_{port}" if port else COOKIE
 
 
 def check_origin(headers: Headers) -> None:
@@ -90,6 +119,26 @@ def check_origin(headers: Headers) -> None:
     """
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is None and origin is not None:
-        site = "same-origin" if urlsplit(origin).netloc == headers.get("host") else "cross-site"
+        site = "same-origin" if _is_origin_of(origin, headers.get("host", "")) else "cross-site"
     if site not in (None, "none", "same-origin"):
         raise CrossSite("This request comes from a page of another site; send it from this server's own pages.")
+
+
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Not so for "null", which sandboxed frames send."""
+    try:
+        return host != "" and urlsplit(origin).netloc == host
+    except ValueError:  # "http://["
+        return False
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _split(setting: str) -> list[str]:
+    return [one for part in setting.split(",") if (one := part.strip())]

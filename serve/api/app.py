@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status
@@ -22,7 +23,7 @@ from serve.api import files as files_api
 from serve.api.access import Access, check_origin
 from serve.api.readiness import Readiness
 from serve.api.service import DrawPreview, Limits, Preview, Service
-from serve.api.status import CrossSite
+from serve.api.status import CrossSite, ErrorPage, UnknownHost
 from serve.errors import RookeryError
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs, Puller
@@ -47,14 +48,15 @@ def build_api(
     limits: Limits | None = None,
     preview: Preview | None = None,
     draw_preview: DrawPreview | None = None,
-    add_pages: Callable[[FastAPI, Service], None] | None = None,
+    add_pages: Callable[[FastAPI, Service], ErrorPage] | None = None,
     puller: Puller | None = None,
     access: Access | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """All routes over the given parts, and the pages of `add_pages`. `extra_metrics`: of other processes.
 
-    `sends_request_id` is False behind a server that puts x-request-id into every answer itself.
+    `add_pages` gives back how an error looks to somebody with a browser, wherever it happens. `sends_request_id` is
+    False behind a server that puts x-request-id into every answer itself.
     """
     upload_dir.mkdir(parents=True, exist_ok=True)
     limits = limits or Limits()
@@ -85,20 +87,21 @@ def build_api(
         health.router(service, extra_metrics),
     ):
         app.include_router(router)
-    status.install(app)
-    if add_pages is not None:
-        add_pages(app, service)
+    error_page = add_pages(app, service) if add_pages else None
+    status.install(app, error_page)
     app.include_router(hub.router(service))  # last: its paths begin with any model's name
-    app.add_middleware(RequestBorder, metrics=service.metrics, sends_id=sends_request_id)
+    app.add_middleware(RequestBorder, service=service, error_page=error_page, sends_id=sends_request_id)
     return app
 
 
 class RequestBorder:
     """Around every request: its id, its count and duration, and an answer of ours whatever goes wrong inside."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, sends_id: bool) -> None:
+    def __init__(self, app: ASGIApp, service: Service, error_page: ErrorPage | None, sends_id: bool) -> None:
         self._app = app
-        self._metrics = metrics
+        self._metrics = service.metrics
+        self._access = service.access
+        self._error_page = error_page
         self._sends_id = sends_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,14 +119,15 @@ class RequestBorder:
                 answered = message["status"]
                 if self._sends_id:
                     MutableHeaders(scope=message)["x-request-id"] = request_id
+            elif scope["method"] == "HEAD" and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            if scope["method"] not in _SAFE_METHODS:
-                check_origin(Headers(scope=scope))
+            self._check(scope)
             await self._app(scope, receive, send_with_id)
-        except CrossSite as refused:
-            await status.reply_to(refused, scope["path"])(scope, receive, send_with_id)
+        except (CrossSite, UnknownHost) as refused:
+            await self._answer(refused, scope)(scope, receive, send_with_id)
         except ClientDisconnect:
             answered = answered or _CLIENT_LEFT
         except Exception:
@@ -131,11 +135,25 @@ class RequestBorder:
             if answered:
                 raise  # the head is out: closing the connection is all that is left
             error = RookeryError(f"The server failed on this request; its id is {request_id}.")
-            await status.reply_to(error, scope["path"])(scope, receive, send_with_id)
+            await self._answer(error, scope)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(answered or _CLIENT_LEFT)).inc()
             self._metrics.request_duration.labels(route).observe(time.perf_counter() - arrived)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises: UnknownHost, CrossSite."""
+        headers = Headers(scope=scope)
+        self._access.check_host(headers)
+        if scope["method"] not in _SAFE_METHODS:
+            check_origin(headers)
+
+    def _answer(self, error: RookeryError, scope: Scope) -> Response:
+        try:
+            return status.answer_to(error, Request(scope), self._error_page)
+        except Exception:  # pages themselves may be what is broken
+            log.exception("error_page_failed")
+            return status.reply_to(error, scope["path"])
 
 
 def _request_id(scope: Scope) -> str:

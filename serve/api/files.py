@@ -67,7 +67,7 @@ async def keep(service: Service, part: Part, purpose: str = TRAINING_PURPOSE) ->
     def create() -> FileRecord:
         assert part.path is not None
         if part.path.stat().st_size == 0:
-            raise BadUpload("The file is empty.", param=part.name)
+            raise BadUpload("The file is empty (0 bytes): choose the one that you downloaded.", param=part.name)
         return service.files.create_file(part.path, part.filename or "upload", purpose)
 
     return await anyio.to_thread.run_sync(create)

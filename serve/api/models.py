@@ -72,6 +72,7 @@ def router(service: Service) -> APIRouter:
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
+    @routes.head("/{model:path}/picture", include_in_schema=False)
     @routes.get("/{model:path}/picture")
     async def read_picture(model: str, request: Request) -> Response:
         def read() -> Response:
@@ -83,6 +84,7 @@ def router(service: Service) -> APIRouter:
 
         return await anyio.to_thread.run_sync(read)
 
+    @routes.head("/{model:path}/avatar", include_in_schema=False)
     @routes.get("/{model:path}/avatar")
     async def read_avatar(
         model: str, request: Request, number: Annotated[int, Query(ge=0, lt=MAX_ARCHIVES)] = 0

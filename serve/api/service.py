@@ -37,7 +37,7 @@ class Limits:
     """How much and how long a caller may ask; everything beyond is refused with a clear answer."""
 
     json_bytes: int = 1 << 20
-    upload_bytes: int = 512 << 20
+    upload_bytes: int = 512_000_000
     prompt_bytes: int = 256 << 10  # no fewer than one prompt can use: 2048 tokens of at most 128 bytes
     prompts: int = 64
     sequences: int = 128  # prompts times choices

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -36,6 +36,9 @@ from serve.errors import (
 )
 
 T = TypeVar("T")
+
+# What somebody sees of an error; None where no page is asked for.
+ErrorPage = Callable[[Request, RookeryError], Response | None]
 
 
 class RouteNotFound(RookeryError):
@@ -66,12 +69,17 @@ class CrossSite(RookeryError):
     code = "cross_site_request"
 
 
+class UnknownHost(RookeryError):
+    code = "unknown_host"
+
+
 STATUS: Mapping[type[RookeryError], int] = {
     InvalidRequest: 400,
     ContextLengthExceeded: 400,
     BadUpload: 400,
     KeyNeeded: 401,
     CrossSite: 403,
+    UnknownHost: 403,
     ModelGated: 403,
     ModelNotFound: 404,
     NotFound: 404,
@@ -137,14 +145,25 @@ def body_of(error: RookeryError, path: str) -> dict[str, Any]:
 
 
 def reply_to(error: RookeryError, path: str) -> Response:
-    """The whole HTTP answer for `error`."""
+    """The whole HTTP answer for `error`, to a program."""
     status = status_of(error, path)
-    headers = {"www-authenticate": "Bearer"} if isinstance(error, KeyNeeded) else {}
-    if status in (429, 503, 507):
-        headers["retry-after"] = str(_retry_after(error))
+    headers = retry_headers(error, status)
+    if isinstance(error, KeyNeeded):
+        headers["www-authenticate"] = "Bearer"
     if isinstance(error, _FINAL):
         headers["x-should-retry"] = "false"
     return json_reply(body_of(error, path), status, headers)
+
+
+def answer_to(error: RookeryError, request: Request, error_page: ErrorPage | None) -> Response:
+    """A page to whom `error_page` has one for, else JSON."""
+    page = error_page(request, error) if error_page else None
+    return page or reply_to(error, request.scope["path"])
+
+
+def retry_headers(error: RookeryError, status: int) -> dict[str, str]:
+    """When to come back, of what may be over by then."""
+    return {"retry-after": str(_retry_after(error))} if status in (429, 503, 507) else {}
 
 
 def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -187,21 +206,22 @@ def invalid(errors: ValidationError | RequestValidationError) -> InvalidRequest:
     return InvalidRequest("; ".join(said)[: _MAX_MESSAGE - 1] + ".", param=paths[0] or None)
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, error_page: ErrorPage | None = None) -> None:
     """Makes `app` answer every error in our shapes."""
 
     async def on_rookery_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RookeryError)
-        return reply_to(error, request.url.path)
+        return answer_to(error, request, error_page)
 
     async def on_bad_query(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return reply_to(invalid(error), request.url.path)
+        return answer_to(invalid(error), request, error_page)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        reply = reply_to(_from_http(error), request.url.path)
-        reply.headers.update(error.headers or {})  # `Allow` of a 405
+        reply = answer_to(_from_http(error), request, error_page)
+        if reply.status_code == error.status_code:
+            reply.headers.update(error.headers or {})  # `Allow` of a 405
         return reply
 
     app.add_exception_handler(RookeryError, on_rookery_error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ MAX_CARD_BYTES = 1_000_000
 BOT_TAG = "huggingtweets"  # by which the Hub finds bots of this kind
 
 _MAX_NAME_CHARS = 120
+_MAX_CHARS = 256  # of any other text: an id of a model has at most 193
+_MAX_HANDLES = 16  # and tags; ours have three
+_NUMBERS = range(2**53)  # of posts and steps: what every reader of JSON takes
 _COUNTS = ("downloaded", "retweets", "short", "kept")
 _DATES = range(253_370_764_800)  # Unix seconds before the year 9999: no later one can be shown as a date
 
 
-def describe(model_id: str, revision: str, folder: Path, *, is_private: bool = False) -> ModelInfo:
+def describe(
+    model_id: str, revision: str, folder: Path, *, is_private: bool = False, is_embedded: bool = False
+) -> ModelInfo:
     """The catalogue's entry for one folder."""
     provenance = _read(folder / PROVENANCE)
     shape = _shape(folder)
@@ -51,6 +57,7 @@ def describe(model_id: str, revision: str, folder: Path, *, is_private: bool = F
         tags=_tags(provenance),
         is_private=is_private,
         from_hub=_is_from_hub(provenance),
+        is_embedded=is_embedded,
     )
 
 
@@ -154,20 +161,21 @@ def _tags(provenance: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _step(provenance: Mapping[str, Any]) -> int | None:
     step = provenance.get("checkpoint_step")
-    return step if type(step) is int else None
+    return step if type(step) is int and step in _NUMBERS else None
 
 
 def _losses(value: Mapping[str, Any]) -> dict[str, float]:
-    return {_text(name): loss for name, loss in value.items() if type(loss) in (int, float) and abs(loss) < 1e9}
+    said = islice(value.items(), _MAX_HANDLES)
+    return {_text(name): loss for name, loss in said if type(loss) in (int, float) and abs(loss) < 1e9}
 
 
 def _counts(value: Any) -> dict[str, dict[str, int]]:
     if not isinstance(value, dict):
         return {}
     return {
-        _text(handle): {key: counts[key] for key in _COUNTS if type(counts.get(key)) is int}
-        for handle, counts in value.items()
-        if isinstance(counts, dict)
+        _text(handle): {key: of[key] for key in _COUNTS if type(of.get(key)) is int and of[key] in _NUMBERS}
+        for handle, of in islice(value.items(), _MAX_HANDLES)
+        if isinstance(of, dict)
     }
 
 
@@ -184,12 +192,13 @@ def _sample(folder: Path, provenance: Mapping[str, Any]) -> str:
 
 
 def _strings(value: Any) -> tuple[str, ...]:
-    return tuple(_text(item) for item in value if isinstance(item, str)) if isinstance(value, list) else ()
+    said = value[:_MAX_HANDLES] if isinstance(value, list) else []
+    return tuple(_text(item) for item in said if isinstance(item, str))
 
 
 def _text(said: str) -> str:
-    """JSON can spell halves of characters, which no file and no terminal takes."""
-    return said.encode("utf-8", "replace").decode()
+    """JSON can spell halves of characters, which no file and no terminal takes; and texts of any length."""
+    return said[:_MAX_CHARS].encode("utf-8", "replace").decode()
 
 
 def _read(path: Path) -> dict[str, Any]:

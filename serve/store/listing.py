@@ -218,7 +218,9 @@ class Listing:
 
 
 def _describe(found: Revision) -> ModelInfo:
-    return describe(found.model_id, found.revision, found.path, is_private=found.is_private)
+    return describe(
+        found.model_id, found.revision, found.path, is_private=found.is_private, is_embedded=found.is_embedded
+    )
 
 
 def _fetched(main: ModelInfo | None, revisions: Iterable[Revision]) -> Iterator[tuple[str, int]]:

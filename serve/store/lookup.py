@@ -32,6 +32,7 @@ class Revision:
     revision: str
     path: Path
     is_private: bool = False  # the model, now
+    is_embedded: bool = False
 
 
 class Lookup:
@@ -47,7 +48,7 @@ class Lookup:
 
     def embedded(self) -> list[Revision]:
         """The models that come with the program."""
-        return [Revision(one.model_id, one.revision, one.path) for one in self._embedded.values()]
+        return [Revision(one.model_id, one.revision, one.path, is_embedded=True) for one in self._embedded.values()]
 
     def home_of(self, wanted: ModelId) -> Path | None:
         """The model's home: by its exact name first, then whatever the case (X handles have none)."""
@@ -96,7 +97,7 @@ class Lookup:
 
     def _find_embedded(self, wanted: ModelId) -> Revision | None:
         embedded = self._embedded[str(wanted).lower()]
-        found = Revision(embedded.model_id, embedded.revision, embedded.path)
+        found = Revision(embedded.model_id, embedded.revision, embedded.path, is_embedded=True)
         return found if wanted.revision in (None, MAIN) or _begins(found, wanted.revision) else None
 
     def main_in(self, home: Path) -> Revision | None:

@@ -180,7 +180,9 @@ class Store:
     def get_model(self, model_id: str) -> ModelInfo:
         """Raises: ModelNotFound."""
         with translated("read a model's folder"), self._reading(model_id) as found:
-            return describe(found.model_id, found.revision, found.path, is_private=found.is_private)
+            return describe(
+                found.model_id, found.revision, found.path, is_private=found.is_private, is_embedded=found.is_embedded
+            )
 
     def list_files(self, model_id: str, *, with_digests: bool = False) -> tuple[RepoFile, ...]:
         """Those of the revision that `model_id` names, by name. Raises: ModelNotFound."""

@@ -81,6 +81,7 @@ class ModelInfo:
     tags: tuple[str, ...] = ()
     is_private: bool = False  # only for callers with a key
     from_hub: bool = False  # fetched from a Hub, and can be again
+    is_embedded: bool = False  # comes with the program: it stays, and is public
 
 
 @dataclass(frozen=True, slots=True)

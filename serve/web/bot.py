@@ -6,10 +6,11 @@ Every button is a form that works without scripts. What changes something answer
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated
-from urllib.parse import quote, urlencode
+from ipaddress import ip_address
+from typing import Annotated, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
 
 import anyio
 import anyio.to_thread
@@ -21,7 +22,7 @@ from serve.api.body import read_fields
 from serve.api.models import delete_everywhere
 from serve.api.previews import choose_preview
 from serve.api.service import Service
-from serve.api.status import status_of
+from serve.api.status import retry_headers, status_of
 from serve.errors import InvalidRequest, ModelNotFound, NotFound, RookeryError
 from serve.types import ModelId, ModelInfo, RevisionInfo, Run
 from serve.web.bots import BotView
@@ -29,44 +30,60 @@ from serve.web.card import Card, Cards
 from serve.web.fetching import Fetching
 from serve.web.lineage import draw, lineage_of
 from serve.web.pages import Pages, bot_url, go, page_route
-from serve.web.writing import DEFAULTS, read_wish, write
+from serve.web.writing import defaults, read_wish, write
 
 _MAX_VERSIONS = 50  # a training of days leaves hundreds of checkpoints; GET /v1/models/{id}/versions has them all
+_LOCAL_NAMES = (".localhost", ".local", ".internal", ".home.arpa")
 _MAX_SAID = 200  # characters of a description in a head
 
 _DONE = {
     "preview": "That text stands for the bot now, on its picture too.",
+    "preview-of-version": "That text stands for this version now, on its picture too.",
     "rollback": "That version answers from now on.",
     "private": "The bot is private now: only who has a key sees it.",
     "public": "Everybody sees the bot now.",
 }
 
 
+class Versions(NamedTuple):
+    """Those that are shown, and how many more there are."""
+
+    shown: Sequence[RevisionInfo]
+    num_more: int
+
+    @classmethod
+    def of(cls, found: Sequence[RevisionInfo]) -> Versions:
+        """The newest, and always the one that answers."""
+        shown = [one for number, one in enumerate(found) if number < _MAX_VERSIONS or one.is_main]
+        return cls(shown, len(found) - len(shown))
+
+
 @dataclass(frozen=True, slots=True)
 class BotPage:
-    """What the page of one revision shows. `base_url`: of this server, as the visitor calls it."""
+    """What the page of one revision shows. `base_url`: of this server, as the visitor calls it; "" if not rightly."""
 
     bot: BotView
     is_asked_revision: bool
     has_picture: bool
-    versions: Sequence[RevisionInfo]
+    versions: Versions
+    checkpoints: Versions
     lineage: Markup
     card: Card
     base_url: str
 
     @property
     def id(self) -> str:
-        """What texts are asked of: with the revision, where the page is of one."""
-        return f"{self.bot.id}@{self.bot.info.revision}" if self.is_asked_revision else self.bot.id
+        """What texts are asked of: the revision that the page shows, whatever `main` names by then."""
+        return f"{self.bot.id}@{self.bot.info.revision}"
 
     @property
     def url(self) -> str:
-        return bot_url(self.id)
+        return bot_url(self.id if self.is_asked_revision else self.bot.id)
 
     @property
     def address(self) -> str:
-        """Of the bot, for the whole world."""
-        return self.base_url + bot_url(self.bot.id)
+        """Of the bot, for others; "" where it is not known."""
+        return self.base_url and self.base_url + bot_url(self.bot.id)
 
     @property
     def picture(self) -> str:
@@ -86,7 +103,8 @@ class BotPage:
         """What follows a text that is shared: nobody shall take it for the person's own."""
         kind = self.bot.mark.removeprefix("AI ").lower()
         whose = f"{self.bot.handle}'s AI {kind}" if self.bot.is_bot else f"{self.bot.id}, an AI {kind}"
-        return f"\n– {whose}" + ("" if self.bot.info.is_private else f"\n{self.address}")
+        is_for_all = not self.bot.info.is_private and _is_public(self.base_url)
+        return f"\n– {whose}" + (f"\n{self.address}" if is_for_all else "")
 
     @property
     def base_page(self) -> str | None:
@@ -101,7 +119,7 @@ class BotPage:
 class Play:
     """The form as it was filled in, and what came of it."""
 
-    values: Mapping[str, str] = field(default_factory=lambda: DEFAULTS)
+    values: Mapping[str, str]
     texts: Sequence[str] = ()
     seed: int | None = None
     error: str = ""
@@ -124,8 +142,10 @@ def router(service: Service, pages: Pages) -> APIRouter:
         try:
             page = await anyio.to_thread.run_sync(read_page, service, cards, model, request)
         except ModelNotFound:
-            return fetching.show(request, wanted)
-        return go(page.url) if is_fetching else _render(request, page, Play(), _DONE.get(done, ""))
+            return fetching.show(request, wanted, is_asked_for=bool(is_fetching))
+        if is_fetching:
+            return go(page.url)
+        return _render(request, page, Play(defaults(page.bot.info.context_length)), _DONE.get(done, ""))
 
     @routes.post("/bots/{model:path}")
     async def act(model: str, request: Request) -> Response:
@@ -137,10 +157,9 @@ def router(service: Service, pages: Pages) -> APIRouter:
         access.demand(request)
         match action:
             case "pull":
-                return await fetching.begin(wanted)
+                return await fetching.begin(request, wanted)
             case "preview":
-                await anyio.to_thread.run_sync(_choose, model, fields, limiter=drawing)
-                return _back(model, "preview", "#picture")
+                return await anyio.to_thread.run_sync(_choose, wanted, fields, limiter=drawing)
             case "rollback":
                 await anyio.to_thread.run_sync(_roll_back, wanted, fields)
                 return _back(str(wanted), "rollback")
@@ -158,20 +177,35 @@ def router(service: Service, pages: Pages) -> APIRouter:
     async def _write(model: str, request: Request, fields: Mapping[str, str]) -> Response:
         page = await anyio.to_thread.run_sync(read_page, service, cards, model, request)
         try:
-            texts, seed = await write(service, request, page.id, read_wish(fields))
+            wish = read_wish(fields, page.bot.info.context_length)
+            texts, seed = await write(service, request, page.id, wish)
         except RookeryError as exc:
-            return _render(request, page, Play(fields, error=exc.message), status=status_of(exc, "/v1"))
+            status = status_of(exc, "/v1")
+            return _render(request, page, Play(fields, error=exc.message), "", status, retry_headers(exc, status))
         return _render(request, page, Play(fields, texts, seed))
 
-    def _render(request: Request, page: BotPage, play: Play, done: str = "", status: int = 200) -> Response:
+    def _render(
+        request: Request,
+        page: BotPage,
+        play: Play,
+        done: str = "",
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
         may_choose = access.has_key(request) and service.draw_preview is not None and page.bot.is_bot
-        return pages.render(
-            request, "bot.html", status, page=page, bot=page.bot, play=play, done=done, may_choose=may_choose
-        )
+        shown = {"page": page, "bot": page.bot, "play": play, "done": done, "may_choose": may_choose}
+        return pages.render(request, "bot.html", status, headers, **shown)
 
-    def _choose(model: str, fields: Mapping[str, str]) -> None:
+    def _choose(model: ModelId, fields: Mapping[str, str]) -> Response:
+        """For the revision that wrote the text, which another may have followed."""
         text, prompt = (fields.get(name, "").replace("\r\n", "\n") for name in ("text", "prompt"))  # as forms send "\n"
-        choose_preview(service, model, text, prompt)
+        revision = fields.get("revision") or model.revision
+        named = f"{model}@{revision}" if revision else str(model)
+        chosen = choose_preview(service, named, text, prompt)
+        is_main = service.catalogue.get_model(str(model)).revision == chosen.revision
+        if is_main and model.revision is None:
+            return _back(str(model), "preview", "#picture")
+        return _back(f"{model}@{chosen.revision}", "preview-of-version", "#picture")
 
     def _roll_back(model: ModelId, fields: Mapping[str, str]) -> None:
         wanted = ModelId.parse(f"{model}@{fields.get('revision', '')}")
@@ -197,11 +231,27 @@ def read_page(service: Service, cards: Cards, model: str, request: Request) -> B
         bot=BotView(info),
         is_asked_revision=ModelId.parse(model).revision is not None,
         has_picture=has_picture,
-        versions=versions[:_MAX_VERSIONS],
+        versions=Versions.of([one for one in versions if one.step is None]),
+        checkpoints=Versions.of([one for one in versions if one.step is not None]),
         lineage=draw(lineage) if lineage else Markup(),
         card=cards.render(info.model_id, info.revision),
-        base_url=str(request.base_url).rstrip("/"),
+        base_url=_base_url(request),
     )
+
+
+def _base_url(request: Request) -> str:
+    """ "" when the Host header is none: what stands in for it then leads nobody here."""
+    url = request.base_url
+    return str(url).rstrip("/") if url.netloc == request.headers.get("host") else ""
+
+
+def _is_public(base_url: str) -> bool:
+    """Whether its address may lead there from everywhere: it is no loopback or private one."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        return "." in host.strip(".") and not host.rstrip(".").endswith(_LOCAL_NAMES)
 
 
 def _runs(service: Service, info: ModelInfo, versions: Sequence[RevisionInfo]) -> tuple[Run, ...]:

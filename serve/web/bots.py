@@ -38,6 +38,11 @@ class BotView:
         return " & ".join(f"@{handle}" for handle in self.info.handles)
 
     @property
+    def subtitle(self) -> str:
+        """Its handle; of a model that is nobody's, its id, or who made it where the id is its whole name."""
+        return self.handle or (self.id if self.id != self.name else f"by {self.info.owned_by}")
+
+    @property
     def is_bot(self) -> bool:
         return bool(self.info.handles)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable
-from functools import lru_cache
+import sys
+import threading
+from collections import OrderedDict
 from html import escape
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
@@ -25,7 +26,9 @@ from serve.types import Catalogue
 # 0.7 s (2026-11, 2 cores of an EPYC): time grows with the square of some nestings, so this is the bound on it.
 MAX_CHARS = 64 << 10
 
-_MAX_CARDS = 128  # rendered, in memory: those that are looked at again and again
+MAX_HTML_BYTES = 256 << 10  # of what is shown: five characters can become a link of a hundred
+_MAX_CACHE_BYTES = 8 << 20  # of cards, rendered, in memory: those that are looked at again and again
+_ENTRY_BYTES = 1 << 10  # that one takes there beside its HTML
 _MAX_IMAGES = 200
 _MAX_DEPTH = 8  # in which an image is looked for inside a link
 
@@ -49,32 +52,58 @@ class Card(NamedTuple):
 
 
 class Cards:
-    """Those of one catalogue, rendered once for each revision."""
+    """Those of one catalogue, each revision's rendered once, while it is looked at again and again."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
-        self._catalogue = catalogue
-        self.render: Callable[[str, str], Card] = lru_cache(_MAX_CARDS)(self._render)
+    def __init__(self, catalogue: Catalogue, max_bytes: int = _MAX_CACHE_BYTES) -> None:
+        self._catalogue, self._max_bytes = catalogue, max_bytes
+        self._lock = threading.Lock()
+        self._cards: OrderedDict[tuple[str, str], Card] = OrderedDict()  # the one that was looked at last is last
+        self._num_bytes = 0
 
-    def _render(self, model_id: str, revision: str) -> Card:
+    def render(self, model_id: str, revision: str) -> Card:
+        """Raises: ModelNotFound."""
+        key = (model_id, revision)
+        with self._lock:
+            if card := self._cards.get(key):
+                self._cards.move_to_end(key)
+                return card
         text = self._catalogue.read_card(f"{model_id}@{revision}")
-        return render_card(text, f"/{quote(model_id)}/resolve/{quote(revision)}/")
+        card = render_card(text, f"/{quote(model_id)}/resolve/{quote(revision)}/")
+        with self._lock:
+            if key not in self._cards:  # nobody was faster
+                self._cards[key] = card
+                self._num_bytes += _size_of(card)
+            while self._num_bytes > self._max_bytes:
+                self._num_bytes -= _size_of(self._cards.popitem(last=False)[1])
+        return card
+
+
+def _size_of(card: Card) -> int:
+    return sys.getsizeof(card.html) + _ENTRY_BYTES
 
 
 def render_card(text: str, folder: str) -> Card:
     """`folder`: the address below which the model's files are, "/" at its end."""
     body = _FRONT_MATTER.sub("", text, count=1)
-    html = _markdown.render(body[:MAX_CHARS])
+    max_chars = MAX_CHARS
+    while len((html := _render(body[:max_chars], folder)).encode()) > MAX_HTML_BYTES:
+        max_chars //= 2
+    return Card(Markup(html), len(body) > max_chars)
+
+
+def _render(text: str, folder: str) -> str:
     clean = nh3.clean(
-        _with_own_images(html, folder),
+        _with_own_images(_markdown.render(text), folder),
         tags=_TAGS,
         clean_content_tags=_DROPPED,
         attributes=_ATTRIBUTES,
         attribute_filter=lambda tag, name, value: _address(value, folder, tag) if name in ("href", "src") else value,
         link_rel="nofollow noopener",
-        set_tag_attribute_values={"pre": {"tabindex": "0"}},  # it scrolls sideways, by keyboard too
+        # What is wide scrolls sideways, by keyboard too; a picture loads when somebody unfolds the card.
+        set_tag_attribute_values={"pre": {"tabindex": "0"}, "img": {"loading": "lazy"}},
         url_schemes=_SCHEMES,
     )
-    return Card(Markup(_HEADING.sub(_lower, clean).strip()), len(body) > MAX_CHARS)
+    return _HEADING.sub(_lower, clean).strip()
 
 
 def _with_own_images(html: str, folder: str) -> str:

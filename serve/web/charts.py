@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 Point = tuple[float, float]
 
+_BEYOND = 1e100  # no loss, and it would overflow the scale
 MAX_POINTS = 300  # more than there are pixels to see them on a phone
 _WIDTH, _HEIGHT = 400, 260  # so that text can be read on a phone, where this is shrunk
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 14, 28, 42
@@ -86,7 +87,7 @@ def nice_ticks(low: float, high: float, *, whole: bool = False, about: int = 5) 
 
 
 def _finite(points: Sequence[Point]) -> Sequence[Point]:
-    return [point for point in points if all(map(math.isfinite, point))]
+    return [point for point in points if all(abs(value) < _BEYOND for value in point)]  # NaN is not, either
 
 
 def _number(tick: float, ticks: Sequence[float]) -> str:

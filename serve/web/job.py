@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 import time
-from collections import OrderedDict
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -23,13 +23,14 @@ from starlette.responses import Response
 from serve.api.body import read_fields
 from serve.api.lists import PathId
 from serve.api.service import Service
-from serve.errors import Conflict, InvalidRequest
+from serve.errors import Conflict, InvalidRequest, ModelNotFound
 from serve.types import PREVIEW_PROMPT, Job, JobEvent, Jobs, JobStatus
 from serve.web import charts
 from serve.web.jobs_list import JobLine
 from serve.web.pages import Pages, go, page_route
+from serve.web.recent import Recent
 
-LIVE_MS = 1000
+LIVE_MS = 2000
 _PAGE_SIZE = 1000  # events read at once
 _FEW = 100  # more than come between two looks
 _MAX_LOGS = 64
@@ -49,14 +50,17 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
     @routes.get("/jobs/{job_id}")
     async def show_job(request: Request, job_id: PathId) -> Response:
-        def read() -> JobView:
+        def show() -> Response:
             job = jobs.get_job(job_id)
             log = logs.read(job)
             history = _history(jobs, job) if job.status is JobStatus.SUCCEEDED else {}
-            return JobView(job, log, jobs.count_jobs() if job.status in _WAITING else {}, history)
+            counts = jobs.count_jobs() if job.status in _WAITING else {}
+            view = JobView(job, log, counts, history, _has_bot(service, job, request))
+            return pages.render(
+                *(request, "job.html"), job=view, live_ms=LIVE_MS, prompt=PREVIEW_PROMPT, num_sets=_NUM_SETS
+            )
 
-        view = await anyio.to_thread.run_sync(read)
-        return pages.render(request, "job.html", job=view, live_ms=LIVE_MS, prompt=PREVIEW_PROMPT, num_sets=_NUM_SETS)
+        return await anyio.to_thread.run_sync(show)  # drawing a long job takes as much as reading it
 
     @routes.post("/jobs/{job_id}")
     async def change_job(request: Request, job_id: PathId) -> Response:
@@ -117,19 +121,15 @@ class Logs:
 
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
-        self._lock = threading.Lock()
-        self._known: OrderedDict[str, Log] = OrderedDict()
+        self._known: Recent[str, Log] = Recent(_MAX_LOGS)
 
     def read(self, job: Job) -> Log:
         """Blocks. Raises: NotFound."""
-        with self._lock:
-            known = self._known.pop(job.id, Log())
-        log = self._plus_new(job.id, Log() if job.status.is_final else known)
-        if not job.status.is_final:
-            with self._lock:
-                self._known[job.id] = log
-                while len(self._known) > _MAX_LOGS:
-                    self._known.popitem(last=False)
+        if job.status.is_final:
+            self._known.forget(lambda job_id: job_id == job.id)
+            return self._plus_new(job.id, Log())
+        log = self._plus_new(job.id, self._known.get(job.id) or Log())
+        self._known.put(job.id, log)  # somebody else's newer one may go: then its end is read once more
         return log
 
     def _plus_new(self, job_id: str, known: Log) -> Log:
@@ -155,6 +155,16 @@ def _history(jobs: Jobs, job: Job) -> Mapping[str, Sequence[Any]]:
     return next((run.history for run in jobs.list_runs(job.id) if run.job_type == "train"), {})
 
 
+def _has_bot(service: Service, job: Job, request: Request) -> bool:
+    """Whether its bot is there, for this caller: it may have been deleted since."""
+    if job.status is not JobStatus.SUCCEEDED or job.fine_tuned_model is None:
+        return False
+    with contextlib.suppress(ModelNotFound):
+        service.access.find_model(service.catalogue, job.fine_tuned_model, request)
+        return True
+    return False
+
+
 # --- What its page shows ------------------------------------------------------------------------------------
 
 
@@ -168,7 +178,7 @@ class Epoch:
     valid: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class JobView:
     """A job for its page. `counts`: of jobs by status, while it waits; `history`: column -> values, once it is done."""
 
@@ -176,6 +186,7 @@ class JobView:
     log: Log
     counts: Mapping[JobStatus, int]
     history: Mapping[str, Sequence[Any]]
+    has_bot: bool
 
     @property
     def title(self) -> str:
@@ -231,20 +242,20 @@ class JobView:
     def took_s(self) -> float | None:
         return JobLine(self.job).took_s
 
-    @property
+    @cached_property
     def chart(self) -> Markup:
-        train, valid = self._curves()
+        train, valid = self._curves
         return charts.loss_chart(train, valid, self.last.total if self.last else 0)
 
-    @property
+    @cached_property
     def epochs(self) -> list[Epoch]:
         """What was measured on the held-out texts, in order."""
-        train, valid = self._curves()
+        train, valid = self._curves
         return [
             Epoch(self._when(step).partition(" of ")[0], int(step), _nearest(train, step), loss) for step, loss in valid
         ]
 
-    @property
+    @cached_property
     def samples(self) -> list[tuple[str, tuple[str, ...]]]:
         """When, and what it wrote; the newest first."""
         by_step = {point.step: (point, texts) for point, texts in self.log.samples}
@@ -256,6 +267,7 @@ class JobView:
         """The newest first."""
         return list(self.log.messages[::-1])
 
+    @cached_property
     def _curves(self) -> tuple[list[charts.Point], list[charts.Point]]:
         """(step, loss) of training and of held-out texts. What a later attempt did again counts."""
         steps = list(self.history.get("step", ()))
@@ -303,4 +315,5 @@ def _curve(steps: Sequence[float], losses: Sequence[Any]) -> list[charts.Point]:
 
 def _nearest(curve: Sequence[charts.Point], step: float) -> float | None:
     """The last loss until `step`."""
-    return next((loss for at, loss in reversed(curve) if at <= step), None)
+    number = bisect_right(curve, step, key=lambda point: point[0])
+    return curve[number - 1][1] if number else None

@@ -123,7 +123,8 @@ def _place(column: int, row: float) -> tuple[float, float]:
 def _box(box: Box, column: int, row: float) -> Markup:
     x, y = _place(column, row)
     top = 22 if box.detail else 31  # two lines or three, in the middle
-    name = box.name if len(box.name) <= _MAX_CHARS else f"{box.name[: _MAX_CHARS - 1]}…"
+    half = _MAX_CHARS // 2  # a run's name says at its end what it did
+    name = box.name if len(box.name) <= _MAX_CHARS else f"{box.name[:half]}…{box.name[-half:]}"
     return Markup(
         '<g><title>{}</title><rect class="{}" x="{:g}" y="{:g}" width="{}" height="{}" rx="{}"/>'
         '<text class="kind" x="{x:g}" y="{:g}">{}</text><text x="{x:g}" y="{:g}">{}</text>'

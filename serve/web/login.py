@@ -8,7 +8,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from serve.api.access import COOKIE
+from serve.api.access import cookie_name
 from serve.api.body import read_fields
 from serve.api.service import Service
 from serve.web.pages import Pages, go, page_route
@@ -29,12 +29,14 @@ def router(service: Service, pages: Pages) -> APIRouter:
     async def sign_in(request: Request) -> Response:
         fields = await read_fields(request, service.limits)
         key, onward = fields.get("key", [""])[-1].strip(), _local(fields.get("next", ["/"])[-1])
+        if not access.needs_keys:
+            return go(onward)
         if not access.opens(key):
             error = "That is none of this server's keys. Whoever runs it has them in ROOKERY_API_KEYS."
             return pages.render(request, "login.html", 401, next=onward, error=error)
         reply = go(onward)
         reply.set_cookie(
-            COOKIE,
+            cookie_name(request),
             quote(key, safe=""),
             max_age=_DAYS * 86_400,
             httponly=True,
@@ -46,7 +48,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
     @routes.post("/logout")
     async def sign_out(request: Request) -> Response:
         reply = go("/")
-        reply.delete_cookie(COOKIE)
+        reply.delete_cookie(cookie_name(request))
         return reply
 
     return routes

@@ -7,10 +7,8 @@ can show it. What is in an archive, and whether a job can begin, others decide.
 from __future__ import annotations
 
 import contextlib
-import secrets
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -28,14 +26,16 @@ from serve.api.generation import caller_of
 from serve.api.job_request import BotForm, bare, from_form
 from serve.api.service import Preview, Service
 from serve.api.status import BodyTooLarge, invalid, status_of
-from serve.errors import BadUpload, InvalidRequest, NotFound, RookeryError
-from serve.types import BOT_PURPOSE, FileRecord, Job
-from serve.web.pages import Pages, go, page_route
+from serve.errors import BadUpload, InvalidRequest, ModelNotFound, NotFound, RookeryError
+from serve.types import BOT_PURPOSE, FileRecord, Job, ModelInfo
+from serve.web.pages import SECURITY, Pages, go, page_route
+from serve.web.recent import Recent
 
 MAX_PEOPLE = 3  # that a page offers
 FORMATS = ".zip,.tar,.tar.gz,.tgz,.gz,.csv,.json,.jsonl,.js,.car,.txt"
 _MAX_LOOKS = 2  # at once: reading archives takes a core each
 _MAX_REPORTS = 32
+_NAMESPACE = "huggingtweets"  # of all new bots
 _MAX_TYPED = 512  # characters of a field that are shown again
 
 _GONE = "This archive is no longer here: a job took it, or it waited too long. Choose it once more."
@@ -70,9 +70,11 @@ def router(service: Service, pages: Pages) -> APIRouter:
         return pages.render(
             *(request, "review.html", status),
             error=error,
-            draft=replace(draft, nonce=draft.nonce or secrets.token_urlsafe(12)),
+            draft=draft,
             report=report,
             people=_people(records, draft.handles, report),
+            name=(name := _name(draft, report)),
+            existing=await _find_bot(service, name, request) if name else None,
             default_base=service.default_base,
         )
 
@@ -96,13 +98,20 @@ def router(service: Service, pages: Pages) -> APIRouter:
     @routes.get("/make/review")
     async def review(request: Request) -> Response:
         fields = parse_qs(request.url.query, keep_blank_values=True)
-        return await show_review(request, replace(Draft.read(fields), nonce=""))
+        return await show_review(request, Draft.read(fields))
+
+    @routes.head("/make/review")
+    async def ask_whether_it_waits(request: Request) -> Response:
+        """Without a look into it."""
+        await _find(service, Draft.read(parse_qs(request.url.query)).file_ids)
+        return Response(headers=SECURITY | {"cache-control": "no-store"})
 
     @routes.post("/make/review")
     async def train(request: Request) -> Response:
         fields = await read_fields(request, service.limits)
         draft = Draft.read(fields)
         if fields.get("do") == ["discard"]:
+            looks.forget(draft.file_ids)  # first: whatever has become of the files
             await _drop(service, await _find(service, draft.file_ids))
             return go("/make")
         if "consent" not in fields:
@@ -113,6 +122,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
             raise NotFound(_GONE) from exc
         except RookeryError as exc:
             return await show_review(request, draft, status_of(exc, "/v1"), exc.message)
+        looks.forget(draft.file_ids)
         return go(f"/jobs/{job.id}")
 
     return routes
@@ -120,7 +130,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What somebody has chosen so far, as they typed it. `nonce`: of one look at the page, for one job at most."""
+    """What somebody has chosen so far, as they typed it."""
 
     file_ids: tuple[str, ...]
     typed_handles: tuple[str, ...] = ()
@@ -128,7 +138,6 @@ class Draft:
     n_epochs: str = ""
     seed: str = ""
     suffix: str = ""
-    nonce: str = ""
 
     @classmethod
     def read(cls, fields: Mapping[str, Sequence[str]]) -> Draft:
@@ -137,7 +146,7 @@ class Draft:
         if not 1 <= len(file_ids) <= MAX_PEOPLE or not all(id.isascii() and id.isprintable() for id in file_ids):
             raise NotFound(_GONE)
         handles = fields.get("handle", ())[: len(file_ids)]
-        last = {name: fields[name][-1].strip() for name in _SINGLE if name in fields}
+        last = {name: fields[name][-1].strip() for name in _OPTIONS if name in fields}
         return cls(file_ids, tuple(handle.strip() for handle in handles), **last)
 
     @property
@@ -145,19 +154,25 @@ class Draft:
         return tuple(map(bare, self.typed_handles))
 
     @property
+    def options(self) -> Mapping[str, str]:
+        """Those that were used."""
+        return {name: value for name in _OPTIONS if (value := getattr(self, name))}
+
+    @property
     def address(self) -> str:
         """The page that shows it."""
         files = [("file", file_id) for file_id in self.file_ids]
         handles = [("handle", handle) for handle in self.typed_handles] if any(self.typed_handles) else []
-        return "/make/review?" + urlencode([*files, *handles])
+        return "/make/review?" + urlencode([*files, *handles, *self.options.items()])
 
     @property
     def idempotency_key(self) -> str:
-        """The same for the same button pressed twice, another one as soon as anything was changed."""
-        return f"page-{blake2b(repr(self).encode(), digest_size=16).hexdigest()}"
+        """The same for the same wish, however often its page is loaded; another one where anything was changed."""
+        wish = self.file_ids, self.handles, sorted(self.options.items())
+        return f"page-{blake2b(repr(wish).encode(), digest_size=16).hexdigest()}"
 
 
-_SINGLE = ("base_model", "n_epochs", "seed", "suffix", "nonce")
+_OPTIONS = ("base_model", "n_epochs", "seed", "suffix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +189,29 @@ class Person:
 
 
 class _Looks:
-    """What was seen in archives lately; reading a large one takes seconds, and its page is loaded more than once."""
+    """What was seen in archives lately; reading a large one takes seconds, and its page is loaded more than once.
+
+    There are posts in it, so it is forgotten with the archive.
+    """
 
     def __init__(self, preview: Preview) -> None:
         self._preview = preview
         self._limiter = anyio.CapacityLimiter(_MAX_LOOKS)
-        self._reports: OrderedDict[tuple[tuple[str, ...], tuple[str | None, ...]], Mapping[str, Any]] = OrderedDict()
+        self._reports: Recent[tuple[tuple[str, ...], tuple[str | None, ...]], Mapping[str, Any]] = Recent(_MAX_REPORTS)
 
     async def at(self, records: Sequence[FileRecord], handles: Sequence[str | None]) -> Mapping[str, Any]:
         """`handles`: whose the first archives are. Raises: BadUpload, InvalidRequest."""
         key = tuple(record.id for record in records), tuple(handles)
-        if key not in self._reports:
+        if (report := self._reports.get(key)) is None:
             paths, names = [record.path for record in records], [record.filename for record in records]
             look = partial(self._preview, paths, list(handles), filenames=names)
-            self._reports[key] = await anyio.to_thread.run_sync(look, limiter=self._limiter)
-            while len(self._reports) > _MAX_REPORTS:
-                self._reports.popitem(last=False)
-        return self._reports[key]
+            report = await anyio.to_thread.run_sync(look, limiter=self._limiter)
+            self._reports.put(key, report)
+        return report
+
+    def forget(self, file_ids: Collection[str]) -> None:
+        """All that had to do with any of these files."""
+        self._reports.forget(lambda key: not set(file_ids).isdisjoint(key[0]))
 
 
 def _uploads(form: Form) -> list[tuple[Part, str]]:
@@ -248,14 +269,27 @@ async def _create_job(service: Service, draft: Draft, owner: str) -> Job:
     """Raises: InvalidRequest, and whatever Jobs raises."""
     if len(draft.handles) < len(draft.file_ids) or not all(draft.handles):
         raise InvalidRequest(_NOBODY, param="handle")
-    given = {name: getattr(draft, name) or None for name in ("base_model", "n_epochs", "seed", "suffix")}
     try:
-        form = BotForm.model_validate({**given, "handle": list(draft.handles)}, strict=False)
+        form = BotForm.model_validate({**draft.options, "handle": list(draft.handles)}, strict=False)
     except ValidationError as exc:
         raise invalid(exc) from exc
     wanted = from_form(form, draft.file_ids, validation=None, default_base=service.default_base, owner=owner)
     create = partial(service.jobs.create_job, wanted, idempotency_key=draft.idempotency_key)
     return await anyio.to_thread.run_sync(create)
+
+
+def _name(draft: Draft, report: Mapping[str, Any]) -> str | None:
+    """What the bot will be called; None while nobody knows whose it is."""
+    name = draft.suffix or report["handle"]
+    return f"{_NAMESPACE}/{name}".lower() if name else None
+
+
+async def _find_bot(service: Service, name: str, request: Request) -> ModelInfo | None:
+    """The one that is called so already, as far as the caller may know."""
+    with contextlib.suppress(ModelNotFound):
+        found = await anyio.to_thread.run_sync(service.access.find_model, service.catalogue, name, request)
+        return found if found.model_id.lower() == name else None  # what was typed may name a revision of another
+    return None
 
 
 def _people(records: Sequence[FileRecord], handles: Sequence[str | None], report: Mapping[str, Any]) -> list[Person]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import RedirectResponse, Response
 
 from serve.api.service import Service
-from serve.api.status import KeyNeeded, invalid, status_of
+from serve.api.status import KeyNeeded, RouteNotFound, invalid, retry_headers, status_of
 from serve.errors import RookeryError
 from serve.web import show
 from serve.web.bots import BotView
@@ -29,6 +30,9 @@ FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
 
 _GZIP_LEVEL = 5  # 20 kB in half a millisecond
+_NEVER = re.compile(r"q\s*=\s*0(\.0*)?")  # RFC 9110, 12.4.2
+_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_FOR_EVER = "public, max-age=31536000, immutable"
 
 # Nothing is loaded from elsewhere, nothing runs that is not a file of ours, nobody puts the page into a frame.
 SECURITY = {
@@ -58,7 +62,14 @@ class Pages:
         )
         self._templates.globals.update(static=static_url, bot_url=bot_url, view=BotView)
 
-    def render(self, request: Request, template: str, status: int = 200, **context: Any) -> Response:
+    def render(
+        self,
+        request: Request,
+        template: str,
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+        **context: Any,
+    ) -> Response:
         """The page, which no cache keeps. `request` decides on what is offered."""
         text = self._templates.get_template(template).render(
             context,
@@ -67,27 +78,33 @@ class Pages:
             has_key=self._access.has_key(request),
             needs_keys=self._access.needs_keys,
         )
-        headers = SECURITY | {"cache-control": "no-store"}
+        headers = {**SECURITY, "cache-control": "no-store", **(headers or {})}
         return zipped(request, text.encode("utf-8", "replace"), "text/html; charset=utf-8", status, headers)
 
     def render_error(self, request: Request, error: RookeryError) -> Response:
-        """What went wrong in a sentence, and ways on."""
+        """What went wrong in a sentence, and ways on; where a key is missing, the page that asks for one."""
+        if isinstance(error, KeyNeeded):
+            return go(f"/login?next={quote(_address(request), safe='')}")
         status = status_of(error, "/v1")
-        return self.render(request, "error.html", status, message=error.message, code=status)
+        headers = retry_headers(error, status)
+        return self.render(request, "error.html", status, headers, message=error.message, code=status)
 
 
 def page_route(pages: Pages) -> type[APIRoute]:
-    """A kind of route whose errors are pages."""
+    """A kind of route whose errors are pages, and that takes HEAD wherever it takes GET."""
 
     class PageRoute(APIRoute):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            if self.methods and "GET" in self.methods:
+                self.methods.add("HEAD")
+
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             answer = super().get_route_handler()
 
             async def answer_with_page(request: Request) -> Response:
                 try:
                     return await answer(request)
-                except KeyNeeded:
-                    return go(f"/login?next={quote(_address(request), safe='')}")
                 except RookeryError as exc:
                     return pages.render_error(request, exc)
                 except RequestValidationError as exc:
@@ -102,10 +119,37 @@ def zipped(
     request: Request, body: bytes, media_type: str, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The answer, in a third of its bytes for who takes it so."""
-    headers = {**(headers or {}), "vary": "accept-encoding"}
-    if "gzip" in request.headers.get("accept-encoding", ""):
-        body, headers = gzip.compress(body, _GZIP_LEVEL, mtime=0), headers | {"content-encoding": "gzip"}
-    return Response(body, status, headers, media_type=media_type)
+    if not _takes_gzip(request):
+        return _reply(body, media_type, status, headers)
+    return _reply(_zip(body), media_type, status, {**(headers or {}), "content-encoding": "gzip"})
+
+
+def static_reply(request: Request, digest: str, name: str) -> Response:
+    """A static file, for ever at the address that names its content. Raises: RouteNotFound."""
+    if name not in static_files():
+        raise RouteNotFound("There is no such file here.")
+    # A page of another version of this program asked, or is about to: what is here now must not be kept as its own.
+    caching = _FOR_EVER if digest == _digest() else "no-store"
+    is_zipped = _takes_gzip(request)
+    coding = {"content-encoding": "gzip"} if is_zipped else {}
+    kind = _KINDS[static_files()[name].suffix]
+    return _reply(_static_body(name, is_zipped), kind, 200, {**SECURITY, **coding, "cache-control": caching})
+
+
+def _reply(body: bytes, media_type: str, status: int, headers: Mapping[str, str] | None) -> Response:
+    return Response(body, status, {**(headers or {}), "vary": "accept-encoding"}, media_type=media_type)
+
+
+def _takes_gzip(request: Request) -> bool:
+    for accepted in request.headers.get("accept-encoding", "").lower().split(","):
+        coding, _, weight = accepted.partition(";")
+        if coding.strip() == "gzip":
+            return _NEVER.fullmatch(weight.strip()) is None
+    return False
+
+
+def _zip(body: bytes) -> bytes:
+    return gzip.compress(body, _GZIP_LEVEL, mtime=0)
 
 
 def go(address: str) -> Response:
@@ -115,7 +159,7 @@ def go(address: str) -> Response:
 
 def wants_page(request: Request) -> bool:
     """Whether a browser asks, to show the answer to somebody."""
-    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+    return request.method in ("GET", "HEAD", "POST") and "text/html" in request.headers.get("accept", "")
 
 
 def bot_url(model_id: str) -> str:
@@ -126,6 +170,12 @@ def bot_url(model_id: str) -> str:
 @cache
 def static_files() -> Mapping[str, Path]:
     return {path.name: path for path in sorted(STATIC.iterdir()) if path.is_file()}
+
+
+@cache
+def _static_body(name: str, is_zipped: bool) -> bytes:
+    body = static_files()[name].read_bytes()
+    return _zip(body) if is_zipped else body
 
 
 @cache

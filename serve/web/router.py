@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from fastapi import APIRouter, FastAPI, Request
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from serve.api.service import Service
-from serve.api.status import RouteNotFound
-from serve.errors import ModelNotFound
+from serve.api.status import ErrorPage, MethodNotAllowed, RouteNotFound
+from serve.errors import ModelNotFound, RookeryError
 from serve.types import ModelId
 from serve.web import bot, home, job, jobs_list, login, make, operator
-from serve.web.pages import SECURITY, Pages, bot_url, go, static_files, wants_page, zipped
+from serve.web.pages import SECURITY, Pages, bot_url, go, static_files, static_reply, wants_page
 
-_KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
-_FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}
+_NO_NAMESPACES = {"admin", "api", "bots", "jobs", "make", "static", "v1"}  # addresses begin so that are no model's
 
 
-def add_pages(app: FastAPI, service: Service) -> None:
-    """Adds the pages, and has browsers that ask for what is nowhere shown a page too."""
+def add_pages(app: FastAPI, service: Service) -> ErrorPage:
+    """Adds the pages; what it gives back is the page of an error, wherever a browser meets one."""
     pages = Pages(service)
     for router in (
         home.router(service, pages),
@@ -33,19 +29,18 @@ def add_pages(app: FastAPI, service: Service) -> None:
         _static(),
     ):
         app.include_router(router)
-    _answer_lost_browsers(app, pages)
+    return _error_page(pages)
 
 
 def _static() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
+    @routes.head("/static/{digest}/{name}")
     @routes.get("/static/{digest}/{name}")
     async def read_static(digest: str, name: str, request: Request) -> Response:
-        path = static_files().get(name)
-        if path is None:
-            raise RouteNotFound("There is no such file here.")
-        return zipped(request, path.read_bytes(), _KINDS[path.suffix], headers=SECURITY | _FOR_EVER)
+        return static_reply(request, digest, name)
 
+    @routes.head("/favicon.ico")
     @routes.get("/favicon.ico")
     async def read_icon() -> Response:
         return FileResponse(static_files()["rook.svg"], headers=SECURITY)
@@ -53,18 +48,25 @@ def _static() -> APIRouter:
     return routes
 
 
-def _answer_lost_browsers(app: FastAPI, pages: Pages) -> None:
-    """A model's address on the Hub leads to its page here; anything else unknown to a page that says so."""
-    answer_others = app.exception_handlers[HTTPException]
+def _error_page(pages: Pages) -> ErrorPage:
+    def show(request: Request, error: RookeryError) -> Response | None:
+        if not wants_page(request):
+            return None
+        if isinstance(error, RouteNotFound) and (address := _bot_address(request)):
+            return go(address)
+        if isinstance(error, RouteNotFound | MethodNotAllowed):
+            error = RouteNotFound("There is no page at this address.")
+        return pages.render_error(request, error)
 
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        if error.status_code not in (404, 405) or not wants_page(request):
-            reply: Response = await answer_others(request, error)  # type: ignore[misc]
-            return reply
-        with contextlib.suppress(ModelNotFound):
-            if error.status_code == 404:  # 405: an address of ours that is none of a page, such as /logout
-                return go(bot_url(str(ModelId.parse(request.url.path.strip("/")))))
-        return pages.render_error(request, RouteNotFound("There is no page at this address."))
+    return show
 
-    app.add_exception_handler(HTTPException, on_http_error)
+
+def _bot_address(request: Request) -> str | None:
+    """The page of the model whose address this is on the Hub, if it can be one's."""
+    path = request.url.path.strip("/")
+    if path.partition("/")[0].lower() in _NO_NAMESPACES:
+        return None
+    try:
+        return bot_url(str(ModelId.parse(path)))
+    except ModelNotFound:
+        return None

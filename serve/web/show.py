@@ -1,4 +1,4 @@
-"""How numbers and times are written on a page. Times are UTC, marked up so that a script can make them local."""
+"""How numbers and times are written on a page. Times are UTC, or how long ago they were."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import time
 from datetime import UTC, datetime
 
 _UNITS = ((31_556_952, "year"), (2_629_746, "month"), (86_400, "day"), (3_600, "hour"), (60, "minute"))
+_MAX_NUMBER = 10**18
 
 
 def number(value: int | float | None) -> str:
-    """ "1,234"; "–" for None."""
-    return "–" if value is None else f"{value:,.0f}"
+    """ "1,234"; "–" for None, and for what counts nothing."""
+    return f"{value:,.0f}" if value is not None and abs(value) < _MAX_NUMBER else "–"
 
 
 def size(num_bytes: int | float) -> str:

@@ -20,8 +20,18 @@ MAX_TEXTS = 10
 MAX_TOKENS = 1024  # the longest context of a plain GPT-2; the engine checks the model's own
 MAX_SEED = 2**53 - 1  # what a JavaScript number holds exactly
 
-DEFAULTS: Mapping[str, str] = {"prompt": PREVIEW_PROMPT, "n": "5", "max_tokens": "80"}
-"""What stands in the form at first. A field that is empty leaves the matter to the model."""
+_NUM_TEXTS = 5
+_NUM_TOKENS = 80
+
+
+def default_tokens(context_length: int | None) -> int:
+    """The longest text where nothing is asked for: a small context has room for its prompt, too."""
+    return max(1, min(_NUM_TOKENS, (context_length or MAX_TOKENS) // 2))
+
+
+def defaults(context_length: int | None) -> Mapping[str, str]:
+    """What stands in the form at first. A field that is empty leaves the matter to the model."""
+    return {"prompt": PREVIEW_PROMPT, "n": str(_NUM_TEXTS), "max_tokens": str(default_tokens(context_length))}
 
 
 class Wish(BaseModel):
@@ -30,8 +40,8 @@ class Wish(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
 
     prompt: Annotated[str, Field(max_length=4000)] = ""
-    n: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = int(DEFAULTS["n"])
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = int(DEFAULTS["max_tokens"])
+    n: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = _NUM_TEXTS
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -53,10 +63,11 @@ class Wish(BaseModel):
         return asked
 
 
-def read_wish(fields: Mapping[str, str]) -> Wish:
-    """Raises: InvalidRequest, which names the field."""
+def read_wish(fields: Mapping[str, str], context_length: int | None) -> Wish:
+    """`context_length`: of the model that is asked. Raises: InvalidRequest, which names the field."""
+    filled = {name: value for name, value in fields.items() if value or name == "prompt"}
     try:
-        return Wish.model_validate({name: value for name, value in fields.items() if value or name == "prompt"})
+        return Wish.model_validate({"max_tokens": default_tokens(context_length), **filled})
     except ValidationError as exc:
         raise invalid(exc) from exc
 

@@ -42,6 +42,8 @@ FREE = {
     ("GET", "/v1/models/{model:path}/versions"),
     ("GET", "/v1/models/{model:path}/picture"),
     ("GET", "/v1/models/{model:path}/avatar"),
+    ("HEAD", "/v1/models/{model:path}/picture"),
+    ("HEAD", "/v1/models/{model:path}/avatar"),
     ("GET", "/api/models"),
     ("GET", "/api/models-tags-by-type"),
     ("GET", "/api/datasets"),
@@ -91,7 +93,7 @@ KEY_NEEDED = {
 }
 
 
-def app_with(folder: Path, catalogue: MemoryCatalogue, *keys: str) -> FastAPI:
+def app_with(folder: Path, catalogue: MemoryCatalogue, *keys: str, hosts: str = "") -> FastAPI:
     files = MemoryFiles(folder / "files")
     return build_api(
         generator=EchoGenerator(),
@@ -100,7 +102,7 @@ def app_with(folder: Path, catalogue: MemoryCatalogue, *keys: str) -> FastAPI:
         jobs=MemoryJobs(files),
         upload_dir=folder / "uploads",
         preview=memory_preview,
-        access=Access(keys),
+        access=Access.from_setting(",".join(keys), hosts),
     )
 
 
@@ -173,3 +175,64 @@ async def test_the_name_of_a_private_base_is_for_callers_with_a_key(tmp_path: Pa
         hidden = await client.get("/info")
         assert hidden.status_code == 404 and "fledgling" not in hidden.text
         assert (await client.get("/info", headers=WITH_KEY)).json()["model_id"] == "fledgling"
+
+
+# --- Names ----------------------------------------------------------------------------------------------------
+
+OURS = [
+    "localhost",
+    "LocalHost:8000",
+    "localhost.",
+    "127.0.0.1:8000",
+    "10.1.2.3",
+    "[::1]:8000",
+    "[::1]",
+    "birds.example:80",
+]
+NOT_OURS = [
+    "evil.example",
+    "evil.example:8000",
+    "localhost.evil.example",
+    "birds.example.evil",
+    "127.0.0.1.evil.example",
+]
+NO_NAMES = ["[", "[localhost]", "localhost:x", "a:b:c", "0x7f.1", "ü", ":80", " "]
+
+
+@pytest.mark.parametrize("host", OURS)
+async def test_a_server_answers_to_its_addresses_and_to_its_names(tmp_path: Path, host: str) -> None:
+    async with client_of(app_with(tmp_path, MemoryCatalogue(ADA), hosts="Birds.example, rookery")) as client:
+        assert (await client.get("/v1/models", headers={"host": host})).status_code == 200
+
+
+@pytest.mark.parametrize("host", [*NOT_OURS, *NO_NAMES])
+async def test_a_name_that_is_not_ours_is_refused_whatever_is_asked(tmp_path: Path, host: str) -> None:
+    headers = [(b"host", host.encode())]
+    async with client_of(app_with(tmp_path, MemoryCatalogue(ADA), hosts="birds.example")) as client:
+        for method, path in (("HEAD", "/openapi.json"), ("POST", "/v1/completions"), ("GET", "/nowhere")):
+            assert (await client.request(method, path, headers=headers)).status_code == 403
+        error = (await client.get("/v1/models", headers=headers)).json()["error"]
+        assert error["code"] == "unknown_host" and "ROOKERY_HOSTS" in error["message"]
+
+
+@pytest.mark.parametrize("host", [*OURS, *NOT_OURS, *NO_NAMES])
+async def test_where_no_names_are_set_any_will_do(tmp_path: Path, host: str) -> None:
+    async with client_of(app_with(tmp_path, MemoryCatalogue(ADA))) as client:
+        assert (await client.get("/v1/models", headers=[(b"host", host.encode())])).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["", None])
+async def test_a_probe_that_names_no_host_is_answered(tmp_path: Path, host: str | None) -> None:
+    async with client_of(app_with(tmp_path, MemoryCatalogue(ADA), hosts="birds.example")) as client:
+        request = client.build_request("GET", "/healthz", headers={"host": host or ""})
+        if host is None:
+            del request.headers["host"]
+        assert (await client.send(request)).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["", "["])
+@pytest.mark.parametrize("origin", ["http://[", "null", "", "http://"])
+async def test_an_origin_that_is_none_is_of_another_site(tmp_path: Path, host: str, origin: str) -> None:
+    async with client_of(app_with(tmp_path, MemoryCatalogue(ADA))) as client:
+        answer = await client.post("/v1/completions", headers={"origin": origin, "host": host})
+        assert answer.json()["error"]["code"] == "cross_site_request"

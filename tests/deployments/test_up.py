@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from deployments.up import _set_environment
+from serve.settings import Settings
 from tests.deployments.conftest import BASE, import_tiny_model, start_service, stop_service
 
 
@@ -34,6 +37,19 @@ def test_a_wrong_setting_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch
     assert ended.returncode == 1
     assert ended.stderr.startswith("ROOKERY_MEMORY is not a setting.")
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "hosts"),
+    [({}, "localhost"), ({"ROOKERY_HOSTS": "birds.example"}, "birds.example"), ({"ROOKERY_HOSTS": ""}, "")],
+)
+def test_a_service_on_one_machine_answers_to_no_other_name_unless_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], hosts: str
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ROOKERY_HOSTS"} | variables
+    monkeypatch.setattr(os, "environ", environment)
+    _set_environment(Settings.from_env({**variables, "ROOKERY_DATA": str(tmp_path)}), {})
+    assert environment["ROOKERY_HOSTS"] == hosts
 
 
 @pytest.mark.ray

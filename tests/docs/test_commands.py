@@ -26,7 +26,6 @@ from tests.fakes.models import write_tiny_gpt2
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 _NOT_RUN = ("make ", "git clone ")
-_ARCHIVES = ROOT / "deployments" / "archives"
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     folder, port = tmp_path_factory.mktemp("reader"), free_port()
-    for name, archive in (("archive.zip", "capt_barnacle.zip"), ("another.zip", "grandma_ines.zip")):
-        shutil.copyfile(_ARCHIVES / archive, folder / name)
+    (folder / "deployments").symlink_to(ROOT / "deployments")
+    shutil.copyfile(ROOT / "deployments" / "archives" / "unit_seven.zip", folder / "another.zip")
     shutil.copytree(EMBEDDED["fledgling"], folder / "folder")
     with fake_hub() as hub, accept_uploads(hub, tmp_path_factory.mktemp("uploads")) as uploads:
         uploads.users["hf_you"] = User("you")

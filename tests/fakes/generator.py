@@ -48,7 +48,7 @@ class EchoGenerator:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         self.requests.append(request)
         try:
-            name = request.model_id.rpartition("/")[2]
+            name = request.model_id.partition("@")[0].rpartition("/")[2]
             refuse(name)
             sequences = [
                 write(request, prompt, choice)

@@ -43,7 +43,9 @@ class MemoryCatalogue:
     """
 
     def __init__(self, *model_ids: str) -> None:
-        self.models = {id: ModelInfo(id, "abc123", 1_700_000_000, 10, "rookery") for id in model_ids}
+        self.models = {
+            id: ModelInfo(id, "abc123", 1_700_000_000, 10, "rookery", is_embedded=id == "fledgling") for id in model_ids
+        }
         self.main: dict[str, str] = {}
         self.pictures: dict[str, Path] = {}
         self.avatars: dict[str, list[Path]] = {}

@@ -177,6 +177,9 @@ def test_folder_dropped_with_damaged_weights_is_tried_once(store: Store, tmp_pat
 def test_embedded_model_is_found_and_can_be_neither_replaced_nor_deleted(store: Store) -> None:
     found = store.resolve("Fledgling")
     assert found.model_id == "fledgling" and len(found.revision) == 40
+    publish(store, "huggingtweets/ada")
+    shown = [*store.list_models(limit=9).items, *map(store.get_model, ("fledgling", "huggingtweets/ada"))]
+    assert {(info.model_id, info.is_embedded) for info in shown} == {("fledgling", True), ("huggingtweets/ada", False)}
     with pytest.raises(Conflict):
         store.delete_model("fledgling")
     with pytest.raises(Conflict):

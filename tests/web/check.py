@@ -41,6 +41,8 @@ OPEN_FLOWS: Sequence[Flow] = (
     making.an_archive_is_dropped_and_ends_in_a_shared_picture,
     making.the_same_three_steps_on_a_phone,
     making.two_people_become_a_cyborg,
+    making.three_archives_are_dropped_at_once_and_wait_for_who_comes_back,
+    making.the_page_of_a_job_asks_less_often_while_nobody_answers_and_stops_when_it_is_gone,
     making.a_job_is_paused_goes_on_and_is_cancelled_from_its_page,
     playing.a_text_is_written_by_keyboard_alone,
     playing.without_scripts_a_bot_is_made_used_rolled_back_and_deleted,

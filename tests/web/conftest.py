@@ -89,6 +89,7 @@ def build_world(
     folder: Path,
     *,
     keys: Sequence[str] = (),
+    hosts: Sequence[str] = (),
     limits: Limits = LIMITS,
     look: Callable[..., Mapping[str, Any]] = preview,
 ) -> World:
@@ -112,7 +113,7 @@ def build_world(
         preview=look,
         draw_preview=draw,
         add_pages=add_pages,
-        access=Access(keys),
+        access=Access(keys, hosts),
     )
     return World(app, generator, catalogue, files, jobs, folder / "uploads", pictures)
 

@@ -16,8 +16,8 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from serve.api.access import Access
 from serve.api.app import build_api
-from serve.errors import ModelNotFound
-from serve.types import Artifact, JobStatus, ModelInfo, PullProgress, Run
+from serve.errors import ModelNotFound, ModelUnusable
+from serve.types import Artifact, JobStatus, ModelInfo, PullProgress, RevisionInfo, Run
 from serve.web.router import add_pages
 from tests.fakes.generator import EchoGenerator
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
@@ -103,15 +103,35 @@ async def test_a_model_without_picture_or_facts_has_a_page_too(world: World, cli
 
 async def test_versions_can_be_seen_and_gone_back_to(world: World, client: httpx.AsyncClient) -> None:
     know(world)
-    rows = [" ".join(row.text().split()) for row in parse(await client.get(ADA)).css("#versions tbody tr")]
-    assert [row.split()[0] for row in rows] == ["abc123", "abc122", "abc121"]
+    page = parse(await client.get(ADA))
+    rows = [" ".join(row.text().split()) for row in page.css("#versions tbody tr")]
+    assert [row.split()[0] for row in rows] == ["abc123", "abc121", "abc122"]
     assert "3.500" in rows[0] and "answers now" in rows[0]
-    assert "checkpoint, step 40" in rows[1] and "Make it answer" not in rows[1]
-    assert "Make it answer" in rows[2]
+    assert "Make it answer" in rows[1]
+    assert "checkpoint, step 40" in rows[2] and "Make it answer" not in rows[2]
+    assert len(page.css("#versions #checkpoints tr")) == 2  # folded, its head among them
     reply = await client.post(ADA, data={"do": "rollback", "revision": "abc121"})
     assert (reply.status_code, reply.headers["location"]) == (303, f"{ADA}?done=rollback")
     assert world.catalogue.main == {"huggingtweets/ada": "abc121"}
     assert "answers from now on" in said(parse(await client.get(f"{ADA}?done=rollback")), ".notice.good")
+
+
+async def test_of_many_versions_the_newest_are_shown_and_the_one_that_answers(
+    world: World, client: httpx.AsyncClient
+) -> None:
+    made = [
+        RevisionInfo(
+            "huggingtweets/ada", f"{kind}{number:02}", 1_700_000_000 - number, 1, f"{kind}{number}" == "f55", step=step
+        )
+        for kind, step in (("f", None), ("c", 7))
+        for number in range(60)
+    ]
+    world.catalogue.list_revisions = lambda model_id: tuple(made)  # type: ignore[method-assign]
+    page = parse(await client.get(ADA))
+    shown = [row.text() for row in page.css("#versions tbody th")]
+    assert shown == [*(f"f{number:02}" for number in range(50)), "f55", *(f"c{number:02}" for number in range(50))]
+    assert ["And 9 older" in hint.text() for hint in page.css("#versions .hint")] == [True, False]
+    assert "And 10 older" in said(page, "#checkpoints .hint") and said(page, "#checkpoints summary").endswith(": 60")
 
 
 async def test_a_version_has_its_own_page(world: World, client: httpx.AsyncClient) -> None:
@@ -198,9 +218,10 @@ async def test_without_scripts_the_texts_come_with_the_page(world: World, client
 
 async def test_a_text_is_shared_with_whose_bot_wrote_it(world: World, client: httpx.AsyncClient) -> None:
     know(world)
-    page = parse(await client.post(ADA, data={"do": "write", "prompt": "a&b #c", "n": "1"}))
+    form = {"do": "write", "prompt": "a&b #c", "n": "1"}
+    page = parse(await client.post(ADA, data=form, headers={"host": "rookery.example"}))
     text = one(page, "#texts .said").text()
-    shared = f"{text}\n– @ada's AI bot\nhttp://rookery/bots/huggingtweets/ada"
+    shared = f"{text}\n– @ada's AI bot\nhttp://rookery.example/bots/huggingtweets/ada"
     x, bluesky, mastodon = page.css("#texts a[data-share]")
     assert (x.attributes["href"] or "").startswith("https://x.com/intent/post?text=")
     for link in (x, bluesky):
@@ -208,6 +229,41 @@ async def test_a_text_is_shared_with_whose_bot_wrote_it(world: World, client: ht
     assert unquote(urlsplit(mastodon.attributes["href"] or "").fragment) == f"text={shared}"
     for link in (x, bluesky, mastodon):
         assert (link.attributes["rel"], link.attributes["target"]) == ("noopener noreferrer", "_blank")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_public"),
+    [
+        ("rookery.example", True),
+        ("rookery.example:8443", True),
+        ("93.184.216.34", True),
+        ("localhost:8000", False),
+        ("127.0.0.1:8000", False),
+        ("[::1]:8000", False),
+        ("192.168.0.7", False),
+        ("rookery", False),
+        ("rookery.local", False),
+    ],
+)
+async def test_an_address_that_leads_nowhere_for_others_is_not_shared(
+    world: World, client: httpx.AsyncClient, host: str, is_public: bool
+) -> None:
+    know(world)
+    page = parse(await client.get(ADA, headers={"host": host}))
+    address = f"\nhttp://{host}/bots/huggingtweets/ada" if is_public else ""
+    assert one(page, "#texts").attributes["data-signature"] == f"\n– @ada's AI bot{address}"
+
+
+@pytest.mark.parametrize("host", ["a b", "[::1", "x:port", '"><x', "http://evil"])
+async def test_a_host_that_is_none_names_no_address(
+    world: World, client: httpx.AsyncClient, tmp_path: Path, host: str
+) -> None:
+    know(world)
+    world.catalogue.pictures["huggingtweets/ada"] = tmp_path / "predictions.png"
+    reply = await client.get(ADA, headers={"host": host})
+    page = parse(reply)
+    assert not page.css("link[rel=canonical], [property='og:url'], [property='og:image']")
+    assert page.css("[property='og:title']") and "None" not in reply.text and f"//{host}" not in reply.text
 
 
 async def test_the_empty_card_for_the_script_is_built_like_those_of_the_server(
@@ -222,6 +278,19 @@ async def test_the_empty_card_for_the_script_is_built_like_those_of_the_server(
         return [(node.tag, node.attributes.get("class")) for node in one(root, "article").css("*")]
 
     assert shape(empty) == shape(full)
+
+
+@pytest.mark.parametrize(
+    ("context", "tokens", "most"), [(None, 80, 1024), (2048, 80, 1024), (256, 80, 256), (64, 32, 64)]
+)
+async def test_the_longest_text_fits_the_context(
+    world: World, client: httpx.AsyncClient, context: int | None, tokens: int, most: int
+) -> None:
+    know(world, context_length=context)
+    field = one(parse(await client.get(ADA)), "#max_tokens").attributes
+    assert (field["value"], field["max"]) == (str(tokens), str(most))
+    await client.post(ADA, data={"do": "write", "max_tokens": ""})
+    assert world.generator.requests[-1].sampling == {"max_new_tokens": tokens}
 
 
 @pytest.mark.parametrize(
@@ -240,12 +309,15 @@ async def test_what_is_wrong_is_said_in_place(
     page = parse(await client.post(ADA, data={"do": "write", "prompt": "kept", **fields}), 400)
     assert sentence in said(page, "#write-error") and "hidden" not in one(page, "#write-error").attributes
     assert one(page, "#prompt").attributes["value"] == fields.get("prompt", "kept")
+    assert "open" in one(page, "#sampling").attributes  # a field that is wrong can be reached
     assert not world.generator.requests
 
 
 async def test_a_busy_server_says_so_and_keeps_the_form(world: World, client: httpx.AsyncClient) -> None:
     world.catalogue.models["busy"] = ModelInfo("busy", "abc123", 1, 1, "rookery")
-    page = parse(await client.post("/bots/busy", data={"do": "write", "prompt": "hello"}), 429)
+    reply = await client.post("/bots/busy", data={"do": "write", "prompt": "hello"})
+    page = parse(reply, 429)
+    assert int(reply.headers["retry-after"]) > 0
     assert "Too many requests" in said(page, "#write-error")
     assert one(page, "#prompt").attributes["value"] == "hello"
 
@@ -261,6 +333,22 @@ async def test_a_text_becomes_the_preview(world: World, client: httpx.AsyncClien
     assert [text for _, text in world.pictures] == ["My tea.\nYes."]
     wrong = await client.post(ADA, data={"do": "preview", "prompt": "Your", "text": "My tea."})
     assert "must begin with" in said(parse(wrong, 400), ".notice.bad")
+
+
+async def test_a_text_stands_for_the_version_that_wrote_it(world: World, client: httpx.AsyncClient) -> None:
+    know(world)
+    page = parse(await client.post(ADA, data={"do": "write", "n": "1"}))
+    assert one(page, "#write").attributes["data-model"] == "huggingtweets/ada@abc123"
+    assert world.generator.requests[-1].model_id == "huggingtweets/ada@abc123"
+    assert one(page, "#texts [name=revision]").attributes["value"] == "abc123"
+    form = {"do": "preview", "prompt": "", "text": "Tea."}
+    reply = await client.post(ADA, data={**form, "revision": "abc121"})
+    assert reply.headers["location"] == f"{ADA}@abc121?done=preview-of-version#picture"
+    assert [*world.catalogue.previews] == ["huggingtweets/ada@abc121"]
+    assert "for this version" in said(parse(await client.get(reply.headers["location"])), ".notice.good")
+    for gone in ("abc000", "../x"):
+        sentence = said(parse(await client.post(ADA, data={**form, "revision": gone}), 404), ".notice.bad")
+        assert sentence.startswith("There is no ")
 
 
 async def test_a_bot_becomes_private_and_public_again(world: World, client: httpx.AsyncClient) -> None:
@@ -280,6 +368,8 @@ async def test_deleting_takes_a_tick_and_takes_everything(world: World, client: 
 
 
 async def test_the_embedded_base_stays(world: World, client: httpx.AsyncClient) -> None:
+    page = parse(await client.get("/bots/fledgling"))
+    assert not page.css("#yours") and parse(await client.get(ADA)).css("#yours")
     assert "cannot be deleted" in (await client.post("/bots/fledgling", data={"do": "delete", "sure": "yes"})).text
 
 
@@ -317,7 +407,7 @@ async def test_what_cannot_be_a_model_is_not_here_either(client: httpx.AsyncClie
 
 
 class SlowPuller:
-    """A Hub with models under any name but `hub/nothing`, which come when `go_on` is set."""
+    """A Hub with models under any name but `hub/nothing`, which come when `go_on` is set; `hub/broken` breaks then."""
 
     def __init__(self, catalogue: MemoryCatalogue) -> None:
         self.catalogue = catalogue
@@ -328,6 +418,8 @@ class SlowPuller:
             raise ModelNotFound("The Hub has no such model.")
         on_progress(PullProgress("downloading", "model.safetensors", 25, 100))
         assert self.go_on.wait(10)
+        if model_id == "hub/broken":
+            raise ModelUnusable("It is no GPT-2.")
         info = self.catalogue.models[model_id] = ModelInfo(model_id, "abc123", 1, 1, "hub", from_hub=True)
         return info
 
@@ -359,7 +451,7 @@ async def test_a_model_is_fetched_at_a_press(puller: SlowPuller, tmp_path: Path)
     async with browser(puller, tmp_path) as client:
         assert "Fetch it" in said(parse(await client.get("/bots/hub/gpt"), 404), "main form")
         reply = await client.post("/bots/hub/gpt", data={"do": "pull"})
-        assert (reply.status_code, reply.headers["location"]) == (303, "/bots/hub/gpt?fetching=1")
+        assert (reply.status_code, reply.headers["location"]) == (303, "/bots/hub/gpt")
         arrived = await client.get("/bots/hub/gpt?fetching=1")
         assert (arrived.status_code, arrived.headers["location"]) == (303, "/bots/hub/gpt")
         assert parse(await client.get("/bots/hub/gpt")).css("#write")
@@ -370,11 +462,13 @@ async def test_a_long_fetch_shows_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("serve.web.fetching._PATIENCE_S", 0.05)
     async with browser(puller, tmp_path) as client:
-        await client.post("/bots/hub/gpt", data={"do": "pull"})
-        page = parse(await client.get("/bots/hub/gpt?fetching=1"))
-        assert "25 B of 100 B" in said(page, "#fetching[data-live]")
-        bar = one(page, "progress").attributes
-        assert (bar["value"], bar["max"]) == ("25", "100")
+        began = await client.post("/bots/hub/gpt?fetching=1", data={"do": "pull"})
+        for page in (parse(began), parse(await client.get("/bots/hub/gpt?fetching=1"))):
+            assert "25 B of 100 B" in said(page, "#fetching[data-live]")
+            assert "Coming from" in said(page, "[role=status] > [data-live]")
+            bar = one(page, "progress").attributes
+            assert (bar["value"], bar["max"]) == ("25", "100")
+            assert 'content="3; url=/bots/hub/gpt?fetching=1"' in (page.html or "")
         puller.go_on.set()
         async with asyncio.timeout(5):
             while (await client.get("/bots/hub/gpt?fetching=1")).status_code != 303:
@@ -384,9 +478,55 @@ async def test_a_long_fetch_shows_how_far_it_is(
 async def test_what_the_hub_refuses_is_said(puller: SlowPuller, tmp_path: Path) -> None:
     async with browser(puller, tmp_path) as client:
         reply = await client.post("/bots/hub/nothing", data={"do": "pull"})
-        assert "The Hub has no such model." in said(parse(reply, 404), ".notice.bad")
-        page = parse(await client.get("/bots/hub/nothing"))
+        page = parse(reply, 404)
         assert "The Hub has no such model." in said(page, ".notice.bad") and "Fetch it" in said(page, "main form")
+        assert not parse(await client.get("/bots/hub/nothing"), 404).css(".notice")
+
+
+async def test_an_end_that_came_later_is_shown_once(
+    puller: SlowPuller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.web.fetching._PATIENCE_S", 0.05)
+    async with browser(puller, tmp_path) as client:
+        parse(await client.post("/bots/hub/broken", data={"do": "pull"}))
+        puller.go_on.set()
+        async with asyncio.timeout(5):
+            while not (page := parse(await client.get("/bots/hub/broken"))).css(".notice.bad"):
+                await asyncio.sleep(0.01)
+        assert not page.css("[data-live]")
+        parse(await client.get("/bots/hub/broken"), 404)
+
+
+async def test_what_came_and_was_deleted_is_not_here(puller: SlowPuller, tmp_path: Path) -> None:
+    puller.go_on.set()
+    async with browser(puller, tmp_path) as client:
+        await client.post("/bots/hub/gpt", data={"do": "pull"})
+        del puller.catalogue.models["hub/gpt"]
+        parse(await client.get("/bots/hub/gpt"), 404)
+
+
+async def test_another_gateway_says_that_it_may_be_coming(puller: SlowPuller, tmp_path: Path) -> None:
+    async with browser(puller, tmp_path) as other:
+        page = parse(await other.get("/bots/hub/gpt?fetching=1"), 409)  # live.js goes on with what it shows
+        assert "not here yet" in said(page, "h1") and "Perhaps it is being fetched" in said(page, "[role=status]")
+        assert len(page.css("[data-live][id]")) == 2 and "Fetch it" in said(page, "#fetching form")
+        assert not parse(await other.get("/bots/hub/gpt"), 404).css("[data-live]")
+        puller.catalogue.models["hub/gpt"] = ModelInfo("hub/gpt", "abc123", 1, 1, "hub")
+        assert (await other.get("/bots/hub/gpt?fetching=1")).headers["location"] == "/bots/hub/gpt"
+
+
+async def test_of_a_fetch_a_stranger_learns_nothing(
+    puller: SlowPuller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.web.fetching._PATIENCE_S", 0.05)
+    own = {"authorization": "Bearer a key"}
+    async with browser(puller, tmp_path, "a key") as client:
+        addresses = [f"/bots/hub/{name}{query}" for name in ("gpt", "never") for query in ("", "?fetching=1")]
+        before = [await client.get(address) for address in addresses]
+        parse(await client.post("/bots/hub/gpt", data={"do": "pull"}, headers=own))
+        after = [await client.get(address) for address in addresses]
+        assert [(reply.status_code, reply.text) for reply in after] == [(404, reply.text) for reply in before]
+        assert parse(await client.get("/bots/hub/gpt", headers=own)).css("progress")
 
 
 async def test_a_stranger_is_asked_to_sign_in_before_fetching(puller: SlowPuller, tmp_path: Path) -> None:

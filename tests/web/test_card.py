@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 from selectolax.lexbor import LexborHTMLParser
 
-from serve.web.card import MAX_CHARS, Cards, render_card
+from serve.web.card import MAX_CHARS, MAX_HTML_BYTES, Cards, render_card
 from tests.fakes.memory import MemoryCatalogue
 
 FOLDER = "/huggingtweets/ada/resolve/abc123/"
-ALLOWED = {"a": {"href", "title", "rel"}, "img": {"src", "alt", "title"}, "ol": {"start"}, "pre": {"tabindex"}}
+ALLOWED = {
+    "a": {"href", "title", "rel"},
+    "img": {"src", "alt", "title", "loading"},
+    "ol": {"start"},
+    "pre": {"tabindex"},
+}
 
 
 def html(text: str) -> str:
@@ -76,7 +80,9 @@ def test_own_pictures_are_shown_and_those_of_others_are_linked() -> None:
             "![mine](./img/my%20face.png?raw=true) ![theirs](https://example.org/a.png) [![badge](//x.org/b)](http://y.org)"
         )
     )
-    assert [node.attributes for node in shown.css("img")] == [{"src": f"{FOLDER}img/my%20face.png", "alt": "mine"}]
+    assert [node.attributes for node in shown.css("img")] == [
+        {"src": f"{FOLDER}img/my%20face.png", "alt": "mine", "loading": "lazy"}
+    ]
     assert [(node.attributes["href"], node.text()) for node in shown.css("a")] == [
         ("https://example.org/a.png", "theirs"),
         ("http://y.org", "badge"),
@@ -84,7 +90,7 @@ def test_own_pictures_are_shown_and_those_of_others_are_linked() -> None:
 
 
 def test_a_picture_without_words_has_an_empty_alternative() -> None:
-    assert '<img src="/huggingtweets/ada/resolve/abc123/a.png" alt="">' in html("<img src=a.png>")
+    assert '<img src="/huggingtweets/ada/resolve/abc123/a.png" alt="" loading="lazy">' in html("<img src=a.png>")
 
 
 def test_a_long_card_is_cut() -> None:
@@ -99,14 +105,36 @@ def test_hostile_nesting_takes_bounded_time(piece: str) -> None:
     assert time.thread_time() - started < 10  # 0.7 s at most, 2026-11
 
 
-def test_a_revision_is_rendered_once(tmp_path: Path) -> None:
-    class Counting(MemoryCatalogue):
-        read: list[str] = []
+@pytest.mark.parametrize("piece", ["[](a)", "![](a)", "&", "<a href=x>", "<b>"])
+def test_what_becomes_much_html_is_cut_to_what_is_shown(piece: str) -> None:
+    card = render_card(piece * (MAX_CHARS // len(piece)), FOLDER)
+    assert len(card.html.encode()) <= MAX_HTML_BYTES
+    assert card.is_cut is (piece in ("[](a)", "![](a)", "&", "<a href=x>"))
 
-        def read_card(self, model_id: str) -> str:
-            self.read.append(model_id)
-            return super().read_card(model_id)
 
+class Counting(MemoryCatalogue):
+    """Knows whose card was read."""
+
+    def __init__(self, *model_ids: str) -> None:
+        super().__init__(*model_ids)
+        self.read: list[str] = []
+
+    def read_card(self, model_id: str) -> str:
+        self.read.append(model_id)
+        return super().read_card(model_id)
+
+
+def test_cards_in_memory_are_bounded_by_their_bytes() -> None:
+    catalogue = Counting(*(names := [f"bot{number}" for number in range(4)]))
+    cards = Cards(catalogue, max_bytes=3500)  # three small ones
+    for name in ("bot0", "bot1", "bot0", "bot2", "bot3", "bot0", "bot1"):
+        cards.render(name, "abc123")
+    assert [read.partition("@")[0] for read in catalogue.read] == [*names, "bot1"]
+    none = Cards(catalogue, max_bytes=0)
+    assert none.render("bot0", "abc123").html
+
+
+def test_a_revision_is_rendered_once() -> None:
     catalogue = Counting("huggingtweets/ada")
     cards = Cards(catalogue)
     assert cards.render("huggingtweets/ada", "abc123") is cards.render("huggingtweets/ada", "abc123")

@@ -9,8 +9,8 @@ from html import unescape
 import httpx
 import pytest
 
-from serve.types import Job, JobStatus, Run
-from serve.web.job import Log, Logs
+from serve.types import Job, JobEvent, JobStatus, Page, Run
+from serve.web.job import JobView, Log, Logs, Point
 from tests.web.conftest import World
 
 
@@ -76,17 +76,18 @@ async def test_progress_has_a_share_a_step_and_the_time_left(client: httpx.Async
     assert "<title>Learning, 42 % – @ada" in page.text
 
 
-async def test_an_open_job_keeps_its_page_alive_with_and_without_scripts(
+async def test_an_open_job_keeps_its_page_alive_or_has_a_link_where_there_are_no_scripts(
     client: httpx.AsyncClient, world: World
 ) -> None:
     job = world.jobs.begin()
     page = await look(client, job)
-    assert 'data-live="1000"' in page.text and "live.js" in page.text
-    assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in page.text
+    assert 'data-live="2000"' in page.text and "live.js" in page.text
+    assert "http-equiv" not in page.text  # nothing is taken from whoever reads slowly: W3C, F41
+    assert re.search(rf'<noscript>.*<a [^>]*href="/jobs/{job.id}">Refresh</a>.*</noscript>', page.text)
     assert page.text.count("aria-live") == 1
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED):
         page = await look(client, world.jobs.begin(status, fine_tuned_model="huggingtweets/ada"))
-        assert not re.search(r"data-live|live\.js|http-equiv", page.text)
+        assert not re.search(r"data-live|live\.js|noscript", page.text)
 
 
 async def test_all_events_make_the_curve_and_new_ones_alone_are_read_again(
@@ -108,6 +109,42 @@ async def test_all_events_make_the_curve_and_new_ones_alone_are_read_again(
         'aria-label="Loss curve: training loss from 4.00 at step 0 to 1.50 at step 2,345'
         in (await look(client, job)).text
     )
+
+
+async def test_who_looks_at_the_same_time_reads_new_events_alone_too(world: World) -> None:
+    job = world.jobs.begin()
+    tell_step(world, job, 1, 3.5)
+    logs = Logs(world.jobs)
+    first = logs.read(job)
+    others: list[Log] = []
+    list_events = world.jobs.list_events
+
+    def look_meanwhile(job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
+        world.jobs.list_events = list_events  # type: ignore[method-assign]
+        others.append(logs.read(job))
+        limits.append(limit)
+        return list_events(job_id, limit=limit, after=after)
+
+    limits: list[int] = []
+    world.jobs.list_events = look_meanwhile  # type: ignore[method-assign]
+    assert logs.read(job) == others[0] == first
+    assert limits == [100]
+    world.jobs.asked.clear()
+    assert logs.read(job) == first
+    assert len(world.jobs.asked) == 1
+
+
+async def test_curves_are_made_once_for_a_page(world: World) -> None:
+    job = world.jobs.begin()
+    view = JobView(job, Log(points=tuple(Point(step, 9, 4.0, 4.5) for step in range(9))), {}, {}, False)
+    assert view.chart is view.chart and view.samples is view.samples
+    assert [epoch.train for epoch in view.epochs] == [4.0] * 9
+
+
+async def test_the_loss_beside_a_measurement_is_the_last_until_then(world: World) -> None:
+    points = (Point(0, 9, None, 4.5), Point(1, 9, 4.0, None), Point(2, 9, None, 4.25), Point(3, 9, 3.0, 4.0))
+    view = JobView(world.jobs.begin(), Log(points=points), {}, {}, False)
+    assert [(epoch.step, epoch.train) for epoch in view.epochs] == [(0, None), (2, 4.0), (3, 3.0)]
 
 
 async def test_the_page_of_a_long_job_stays_small(client: httpx.AsyncClient, world: World) -> None:
@@ -179,6 +216,15 @@ async def test_a_job_that_is_done_leads_to_its_bot_and_shows_every_step(
     assert "It took 1:05" in said(page)
     assert "training loss from 4.00 at step 1 to 3.50 at step 2; held-out loss from 4.50 at step 0" in page.text
     assert "Before the first step" in page.text
+
+
+async def test_a_job_whose_bot_was_deleted_says_so(client: httpx.AsyncClient, world: World) -> None:
+    job = world.jobs.begin(JobStatus.SUCCEEDED, fine_tuned_model="huggingtweets/ada")
+    assert "Play with it" in (await look(client, job)).text
+    world.catalogue.delete_model("huggingtweets/ada")
+    page = await look(client, job)
+    assert "Play with it" not in page.text
+    assert "Its bot has been deleted since" in page.text
 
 
 async def test_a_job_that_failed_says_why_and_what_to_do(client: httpx.AsyncClient, world: World) -> None:

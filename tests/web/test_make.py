@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from html import unescape
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 import pytest
 
+from serve.training.dataset import preview
 from serve.types import BOT_PURPOSE
 from tests.training.archive_files import tweet, x_zip
 from tests.web.conftest import LIMITS, World, build_world, upload_form
@@ -161,7 +164,6 @@ async def test_a_handle_can_be_corrected(client: httpx.AsyncClient, world: World
     corrected = await client.get("/make/review", params={**fields_of(page), "handle": "@Eve", "seed": "7"})
     assert "huggingtweets/eve" in said(corrected)
     assert fields_of(corrected)["seed"] == ["7"]
-    assert fields_of(corrected)["nonce"] != fields_of(page)["nonce"]
 
 
 async def test_a_handle_that_is_none_is_told_beside_what_was_typed(client: httpx.AsyncClient, archive: bytes) -> None:
@@ -222,15 +224,68 @@ async def test_archives_are_read_once_for_many_looks(tmp_path: Path, archive: by
     def look(*args: Any, **options: Any) -> Any:
         nonlocal num_looks
         num_looks += 1
-        from serve.training.dataset import preview
-
         return preview(*args, **options)
 
     world = build_world(tmp_path, look=look)
     async with world.client() as client:
         page = await review(client, ("x.zip", archive, ""))
         await client.get(str(page.url))
+        assert (await client.head(str(page.url))).status_code == 200
     assert num_looks == 1
+
+
+class Report(dict[str, Any]):
+    """One that can be seen to go."""
+
+
+@pytest.mark.parametrize("do", [{"do": "discard"}, {"consent": "yes"}])
+async def test_what_was_read_goes_with_the_archive(tmp_path: Path, archive: bytes, do: dict[str, str]) -> None:
+    reports: list[weakref.ref[Report]] = []
+
+    def look(*args: Any, **options: Any) -> Report:
+        report = Report(preview(*args, **options))
+        reports.append(weakref.ref(report))
+        return report
+
+    world = build_world(tmp_path, look=look)
+    async with world.client() as client:
+        page = await review(client, ("x.zip", archive, ""))
+        await client.get("/make/review", params={**fields_of(page), "handle": "eve"})
+        other = await review(client, ("x.zip", archive, ""))
+        assert (await client.post("/make/review", data={**fields_of(page), **do})).status_code == 303
+        gc.collect()
+        assert [report() is None for report in reports] == [True, True, False]
+        assert (await client.get(str(other.url))).status_code == 200
+    assert len(reports) == 3
+
+
+async def test_a_script_can_ask_whether_an_archive_waits(client: httpx.AsyncClient, archive: bytes) -> None:
+    page = await review(client, ("x.zip", archive, ""))
+    reply = await client.head(str(page.url))
+    assert (reply.status_code, reply.content) == (200, b"")
+    await client.post("/make/review", data={**fields_of(page), "do": "discard"})
+    assert (await client.head(str(page.url))).status_code == 404
+
+
+async def test_a_bot_of_that_name_is_said_to_get_a_new_version(
+    client: httpx.AsyncClient, world: World, archive: bytes
+) -> None:
+    page = await review(client, ("x.zip", archive, ""))
+    assert "is here already" not in page.text
+    for changed in ({"handle": "ADA"}, {"suffix": "Ada"}):
+        page = await client.get("/make/review", params={**fields_of(page), **changed})
+        assert "huggingtweets/ada is here already: this becomes its newest version, and you can roll back" in said(page)
+        assert 'href="/bots/huggingtweets/ada"' in page.text
+    page = await client.get("/make/review", params={**fields_of(page), "suffix": "ada@abc123"})
+    assert (page.status_code, "is here already" in page.text) == (200, False)
+
+
+async def test_a_private_bot_of_that_name_is_said_to_those_with_a_key(
+    owner: httpx.AsyncClient, locked_world: World, archive: bytes
+) -> None:
+    locked_world.catalogue.set_private("huggingtweets/ada", True)
+    page = await review(owner, ("x.zip", archive, "ada"))
+    assert "huggingtweets/ada is here already" in said(page)
 
 
 # --- Training -----------------------------------------------------------------------------------------------
@@ -261,6 +316,17 @@ async def test_a_double_click_makes_one_job(client: httpx.AsyncClient, world: Wo
     sent = {**fields_of(page), "consent": "yes"}
     replies = [await client.post("/make/review", data=sent) for _ in range(2)]
     assert [reply.headers["location"] for reply in replies] == ["/jobs/ftjob-0"] * 2
+    assert len(world.jobs.jobs) == 1
+
+
+async def test_going_back_to_the_page_and_training_again_makes_no_second_job(
+    client: httpx.AsyncClient, world: World, archive: bytes
+) -> None:
+    page = await review(client, ("x.zip", archive, ""))
+    first = await client.post("/make/review", data={**fields_of(page), "consent": "yes"})
+    again = await client.get(str(page.url))  # loaded anew: no page is kept
+    second = await client.post("/make/review", data={**fields_of(again), "handle": "@Ada_L", "consent": "yes"})
+    assert first.headers["location"] == second.headers["location"] == "/jobs/ftjob-0"
     assert len(world.jobs.jobs) == 1
 
 
@@ -305,6 +371,22 @@ async def test_an_upload_can_be_thrown_away(client: httpx.AsyncClient, world: Wo
 async def test_the_address_of_a_look_carries_handles_that_were_typed(client: httpx.AsyncClient) -> None:
     reply = await upload(client, ("posts.txt", plain(), "@bob"))
     assert parse_qsl(urlsplit(reply.headers["location"]).query) == [("file", "file-0"), ("handle", "@bob")]
+
+
+async def test_whoever_has_to_sign_in_again_comes_back_to_the_archive(
+    stranger: httpx.AsyncClient, owner: httpx.AsyncClient, archive: bytes
+) -> None:
+    reply = await upload(owner, ("x.zip", archive, "@ada"))
+    page = await owner.get(reply.headers["location"] + "&suffix=goose")
+    form = re.search(r'<form id="draft" method="post" action="([^"]+)"', page.text)
+    assert form
+    refused = await stranger.post(unescape(form[1]), data={**fields_of(page), "consent": "yes"})
+    login = urlsplit(refused.headers["location"])
+    assert (refused.status_code, login.path) == (303, "/login")
+    [onward] = parse_qs(login.query)["next"]
+    again = await owner.get(onward)
+    assert fields_of(again) == fields_of(page)
+    assert fields_of(again)["suffix"] == ["goose"]
 
 
 async def test_a_signed_in_browser_goes_all_the_way(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import quote
 
 import httpx
 import pytest
 
 from serve.api.access import COOKIE
+from serve.errors import DiskFull, Overloaded, RookeryError, StoreUnavailable
 from serve.types import JobStatus
-from serve.web.pages import static_files
-from tests.web.conftest import KEY, World
+from serve.web.pages import static_files, static_url
+from tests.web.conftest import BROWSER, KEY, World, build_world
 
 ADDRESSES = ["/", "/make", "/jobs", "/login", "/admin", "/bots/huggingtweets/ada", "/nowhere/at/all"]
 _VOID = {"meta", "link", "img", "input", "br", "hr", "wbr", "source"}
@@ -98,6 +100,17 @@ async def test_the_current_page_is_marked_in_the_menu(client: httpx.AsyncClient)
     assert (await client.get("/")).text.count('aria-current="page"') == 1
 
 
+IMAGES = [f"/v1/models/huggingtweets/ada/{word}" for word in ("avatar", "picture")]
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, "/make/review", "/favicon.ico", static_url("app.css"), *IMAGES])
+async def test_head_is_told_what_get_would_bring(client: httpx.AsyncClient, address: str) -> None:
+    whole, head = await client.get(address), await client.head(address)
+    assert head.status_code == whole.status_code and head.content == b"" != whole.content
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
 # --- Files that never change --------------------------------------------------------------------------------
 
 
@@ -120,6 +133,28 @@ async def test_a_first_visit_weighs_less_than_100_kb(client: httpx.AsyncClient) 
 @pytest.mark.parametrize("name", ["nothing.css", "..%2fpages.py", "%2e%2e/pages.py"])
 async def test_no_other_file_is_served(client: httpx.AsyncClient, name: str) -> None:
     assert (await client.get(f"/static/abc/{name}")).status_code == 404
+
+
+async def test_a_file_at_the_address_of_another_version_is_not_kept(client: httpx.AsyncClient) -> None:
+    reply = await client.get("/static/000000000000/app.css")
+    assert reply.status_code == 200 and reply.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_zipped"),
+    [
+        *(("gzip", True), ("deflate, GZIP;q=0.5, br", True), ("gzip;q=1", True), ("gzip ; q=0.001", True)),
+        *(("", False), ("br", False), ("gzip;q=0", False), ("br, gzip; q=0.000", False), ("x-gzip2", False)),
+    ],
+)
+async def test_answers_are_zipped_for_who_takes_them_so(
+    client: httpx.AsyncClient, accepted: str, is_zipped: bool
+) -> None:
+    for address in ("/", static_url("app.css")):
+        reply = await client.get(address, headers={"accept-encoding": accepted})
+        assert ("content-encoding" in reply.headers) is is_zipped
+        assert reply.headers["vary"] == "accept-encoding"
+        assert "Rookery" in reply.text or ".gallery" in reply.text
 
 
 async def test_scripts_load_each_other_under_addresses_that_change_together(client: httpx.AsyncClient) -> None:
@@ -149,6 +184,24 @@ async def test_signing_in_brings_one_to_where_one_wanted_to_go(stranger: httpx.A
     assert KEY not in cookie  # percent-encoded: any key fits
     assert (await stranger.get("/make")).status_code == 200  # httpx keeps the cookie, as browsers do
     assert (await stranger.get("/v1/fine_tuning/jobs")).status_code == 200
+
+
+async def test_servers_at_other_ports_of_the_host_do_not_sign_each_other_out(locked_world: World) -> None:
+    def at(port: int) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=locked_world.app)
+        return httpx.AsyncClient(transport=transport, base_url=f"http://localhost:{port}", headers=BROWSER)
+
+    async with at(8000) as one, at(8001) as other:
+        signed_in = await one.post("/login", data={"key": KEY})
+        name = signed_in.headers["set-cookie"].partition("=")[0]
+        assert name == f"{COOKIE}_8000"
+        assert (await one.get("/make")).status_code == 200
+        cookies = {**one.cookies, f"{COOKIE}_8001": "an older key"}
+        sent = "; ".join(f"{name}={value}" for name, value in cookies.items())
+        assert (await one.get("/make", headers={"cookie": sent})).status_code == 200
+        assert (await other.get("/make", headers={"cookie": sent})).status_code == 303
+        left = (await one.post("/logout")).headers["set-cookie"]
+        assert left.startswith(f'{name}=""') and "Max-Age=0" in left
 
 
 async def test_over_https_the_key_never_travels_in_the_open(locked_world: World) -> None:
@@ -192,6 +245,14 @@ async def test_where_no_keys_are_nobody_is_asked_to_sign_in(client: httpx.AsyncC
     assert "Sign in" not in page.text and "Sign out" not in page.text
 
 
+async def test_who_signs_in_where_no_keys_are_is_told_and_let_on(client: httpx.AsyncClient) -> None:
+    page = await client.get("/login?next=/jobs")
+    assert "This server has no keys" in page.text and 'href="/jobs"' in page.text and "<form" not in page.text
+    reply = await client.post("/login", data={"key": "any", "next": "/make"})
+    assert (reply.status_code, reply.headers["location"]) == (303, "/make")
+    assert "set-cookie" not in reply.headers
+
+
 async def test_a_key_that_is_nobodys_is_as_good_as_none(locked_world: World) -> None:
     async with locked_world.client("an older key") as client:
         assert (await client.get("/make")).headers["location"].startswith("/login")
@@ -205,6 +266,7 @@ FOREIGN: list[dict[str, str]] = [
     {"sec-fetch-site": "same-site"},
     {"origin": "https://evil.example"},
     {"origin": "null"},
+    {"origin": "http://["},
     {"origin": "http://rookery:81"},
     {"sec-fetch-site": "cross-site", "origin": "http://rookery"},
 ]
@@ -240,6 +302,76 @@ async def test_a_lost_browser_gets_a_page_and_a_lost_program_json(client: httpx.
     assert "There is no page at this address." in page.text and 'href="/make"' in page.text
     reply = await client.get("/v1/nowhere", headers={"accept": "application/json"})
     assert reply.json()["error"]["code"] == "unknown_url"
+
+
+def fail_with(monkeypatch: pytest.MonkeyPatch, world: World, error: Exception) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(world.catalogue, "list_models", fail)
+
+
+@pytest.mark.parametrize("address", ["/", "/v1/models"])
+async def test_an_error_nobody_foresaw_is_a_page_with_its_id_and_ways_on(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    fail_with(monkeypatch, world, KeyError("secret"))
+    page = await client.get(address, headers={"x-request-id": "req-1"})
+    assert page.status_code == 500 and "secret" not in page.text
+    assert "its id is req-1" in page.text and 'href="/make"' in page.text
+    assert page.headers["content-security-policy"]
+    reply = await client.get(address, headers={"accept": "*/*"})
+    assert reply.status_code == 500 and "error" in reply.json()
+
+
+async def test_where_pages_are_broken_themselves_an_error_is_told_all_the_same(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.web.pages.zipped", None)
+    assert "error" in (await client.get("/")).json()
+
+
+@pytest.mark.parametrize("address", ["/", "/v1/models"])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Overloaded("Full.", retry_after_s=7), 429),
+        (StoreUnavailable("Away.", retry_after_s=7), 503),
+        (DiskFull("No room.", retry_after_s=7), 507),
+    ],
+)
+async def test_a_page_of_an_error_that_passes_says_when_to_come_back(
+    client: httpx.AsyncClient,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    error: RookeryError,
+    status: int,
+) -> None:
+    fail_with(monkeypatch, world, error)
+    page = await client.get(address)
+    assert (page.status_code, page.headers["retry-after"]) == (status, "7")
+    assert error.message in page.text
+
+
+async def test_a_browser_that_is_refused_is_shown_a_page(locked_world: World, stranger: httpx.AsyncClient) -> None:
+    refused = await stranger.post("/make", headers={"sec-fetch-site": "cross-site"})
+    assert refused.status_code == 403 and "another site" in refused.text and 'href="/"' in refused.text
+    asked = await stranger.get("/v1/replicas")
+    assert (asked.status_code, asked.headers["location"]) == (303, "/login?next=%2Fv1%2Freplicas")
+
+
+async def test_a_browser_that_calls_the_server_by_a_wrong_name_is_shown_a_page(tmp_path: Path) -> None:
+    async with build_world(tmp_path, hosts=["localhost"]).client() as client:
+        page = await client.get("/make")
+        assert page.status_code == 403 and page.text.startswith("<!doctype html>")
+        assert "ROOKERY_HOSTS" in page.text and "&#39;rookery&#39;" in page.text
+
+
+@pytest.mark.parametrize("address", ["/v1/foo", "/api/foo", "/static/x", "/bots", "/jobs/", "/make/foo", "/Admin/x"])
+async def test_addresses_of_ours_are_no_models(client: httpx.AsyncClient, address: str) -> None:
+    page = await client.get(address)
+    assert page.status_code in (400, 404) and "location" not in page.headers
 
 
 @pytest.mark.parametrize("address", ["/logout", "/generate"])
@@ -297,6 +429,15 @@ async def test_a_cyborg_is_marked_as_one(client: httpx.AsyncClient, world: World
     world.catalogue.models["huggingtweets/ada"] = dataclasses.replace(ada, handles=("ada", "bob"))
     text = (await client.get("/")).text
     assert "ada &amp; bob" in text and "AI CYBORG" in text
+
+
+async def test_the_gallery_shows_one_face_of_a_cyborg_and_its_page_all(client: httpx.AsyncClient, world: World) -> None:
+    ada = world.catalogue.models["huggingtweets/ada"]
+    world.catalogue.models.clear()
+    world.catalogue.models["huggingtweets/ada"] = dataclasses.replace(ada, handles=("a", "b", "c"), num_avatars=3)
+    home, page = [(await client.get(address)).text for address in ("/", "/bots/huggingtweets/ada")]
+    assert home.count("/avatar?number=") == home.count('loading="lazy"') == 1
+    assert page.count("/avatar?number=2") >= 1
 
 
 async def test_pages_of_the_gallery_hold_every_bot_once(client: httpx.AsyncClient, world: World) -> None:

@@ -1,13 +1,16 @@
 // Keeps the parts of a page that change up to date: fetches the page itself again and takes over every element with
-// `data-live` (milliseconds until the next time) whose markup has changed. Ends when the page no longer has one.
+// `data-live` (milliseconds until the next time) whose markup has changed. Ends when the page no longer has one, or is gone.
 
 const parts = () => [...document.querySelectorAll("[data-live][id]")];
+const LONGEST_MS = 30_000; // between two attempts while the server does not answer
 const shown = new Map(parts().map((part) => [part.id, part.outerHTML])); // as they came: opening changes the markup
 
+// Whether there is something to wait for still. Throws when this attempt failed.
 async function refresh() {
   const answer = await fetch(location.href, { headers: { accept: "text/html" }, cache: "no-store" });
-  if (answer.redirected) return location.assign(answer.url);
-  if (!answer.ok) return;
+  if (answer.redirected) { location.assign(answer.url); return false; }
+  if (answer.status === 404 || answer.status === 410) { location.reload(); return false; } // the server says it better
+  if (!answer.ok) throw new Error(`The server answered ${answer.status}.`);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   for (const old of parts()) {
     const now = fresh.getElementById(old.id);
@@ -22,15 +25,21 @@ async function refresh() {
     if (heir) heir.focus({ preventScroll: true });
   }
   document.title = fresh.title;
+  return parts().length > 0;
 }
 
 async function keepLive() {
-  for (;;) {
-    const waits = parts().map((part) => Number(part.dataset.live) || 2000);
-    if (!waits.length) return;
-    await new Promise((done) => setTimeout(done, Math.min(...waits)));
+  let numFailures = 0;
+  for (let goesOn = parts().length > 0; goesOn;) {
+    const wait = Math.min(...parts().map((part) => Number(part.dataset.live) || 2000)) * 2 ** numFailures;
+    await new Promise((done) => setTimeout(done, numFailures ? Math.min(wait, LONGEST_MS) : wait));
     if (document.hidden) await new Promise((done) => document.addEventListener("visibilitychange", done, { once: true }));
-    try { await refresh(); } catch { /* the server restarts, or the network is gone: try again */ }
+    try {
+      goesOn = await refresh();
+      numFailures = 0;
+    } catch { // the server restarts, or the network is gone
+      numFailures += 1;
+    }
   }
 }
 

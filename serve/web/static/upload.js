@@ -74,6 +74,20 @@ form.addEventListener("submit", (event) => {
   send();
 });
 
+// --- An archive that waits ----------------------------------------------------------------------------------
+
+async function offerDraft() {
+  const address = sessionStorage.getItem("draft");
+  if (!address) return;
+  const answer = await fetch(address, { method: "HEAD", cache: "no-store" });
+  if (answer.redirected) return; // to sign in first
+  if (!answer.ok) return sessionStorage.removeItem("draft");
+  document.getElementById("waiting-draft").href = address;
+  document.getElementById("waiting").hidden = false;
+}
+
+offerDraft().catch(() => { /* it is not offered */ });
+
 // --- Dropping ---------------------------------------------------------------------------------------------
 
 for (const input of inputs) {
@@ -84,18 +98,29 @@ for (const input of inputs) {
   for (const kind of ["dragleave", "drop"]) zone.addEventListener(kind, () => zone.classList.remove("over"));
 }
 
-// A file dropped beside the zone would replace the page: it goes into the first that is visible and empty.
+const put = (input, file) => {
+  const one = new DataTransfer();
+  one.items.add(file);
+  input.files = one.files;
+  for (let fold = input.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  input.dispatchEvent(new Event("change"));
+};
+
+// A zone by itself takes no more than one file, and one dropped beside it would replace the page. Here several fill one
+// zone after another from where they were dropped; beside all zones that is the first that is visible and empty.
 document.addEventListener("dragover", (event) => {
-  if (!inputs.includes(event.target) && event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 });
 document.addEventListener("drop", (event) => {
-  if (inputs.includes(event.target) || !event.dataTransfer?.files.length) return;
+  const files = [...event.dataTransfer?.files ?? []];
+  if (!files.length) return;
   event.preventDefault();
-  const free = inputs.find((input) => input.checkVisibility() && !input.files.length) ?? inputs[0];
-  const [first, ...others] = event.dataTransfer.files;
-  const one = new DataTransfer();
-  one.items.add(first);
-  free.files = one.files;
-  free.dispatchEvent(new Event("change"));
-  if (others.length) complain("One archive a person: the first file was taken.");
+  const hit = event.target.closest(".drop")?.querySelector("input");
+  const first = hit ?? inputs.find((input) => input.checkVisibility() && !input.files.length) ?? inputs[0];
+  const slots = inputs.slice(inputs.indexOf(first));
+  if (files.length > slots.length) {
+    const room = slots.length < inputs.length ? `, and from here on there is room for ${slots.length}` : "";
+    return complain(`A bot is made of at most ${inputs.length} archives, one a person${room}. You dropped ${files.length}: none was taken.`);
+  }
+  files.forEach((file, number) => put(slots[number], file));
 });

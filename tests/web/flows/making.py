@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import unquote
 
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.training.archive_files import tweet, write_zip, x_zip
 from tests.web.browser import PHONE, Watch
-from tests.web.flows.steps import drop_file, play, slow_down, train, upload, write
+from tests.web.flows.steps import drop_files, play, slow_down, train, upload, write
 from tests.web.flows.world import BARNACLE, INES, PROMPT, SEVEN, World, button, expect_error, real_owner
 from tests.web.service import TRAIN_S, wait_for
 
@@ -34,7 +34,7 @@ def an_archive_is_dropped_and_ends_in_a_shared_picture(world: World) -> None:
         page.get_by_role("main").get_by_role("link", name="Make your bot").click()
         world.watch.look(page, "make")
         slow_down(page, upload_bytes_per_s=60_000)
-        drop_file(page, owner.archive, "#archive-1")
+        drop_files(page, "#archive-1", owner.archive)
         button(page, "Upload and look").click()
         _expect_progress(page)
         page.wait_for_url("**/make/review?**", timeout=60_000)
@@ -91,6 +91,28 @@ def two_people_become_a_cyborg(world: World) -> None:
         world.watch.look(page, "jobs")
 
 
+def three_archives_are_dropped_at_once_and_wait_for_who_comes_back(world: World) -> None:
+    archives = [owner.archive for owner in (BARNACLE, SEVEN, INES)]
+    with world.watch.window() as page:
+        page.goto("/make")
+        drop_files(page, "#archive-1", *archives, archives[0])
+        expect_error(page, "at most 3 archives", "none was taken")
+        drop_files(page, "#archive-1", *archives)
+        for number, archive in enumerate(archives, 1):
+            expect(page.locator(f"#archive-{number}")).to_be_visible()
+            expect(page.locator(f"#archive-{number}")).to_have_value(re.compile(f"{archive.name}$"))
+        button(page, "Upload and look").click()
+        page.wait_for_url("**/make/review?**")
+        address, waiting = page.url, page.get_by_role("link", name="Go on with the archive")
+        page.goto("/make")
+        waiting.click()
+        expect(page).to_have_url(address)
+        button(page, "Throw").click()
+        page.wait_for_url("**/make")
+        page.reload()
+        expect(waiting).to_be_hidden()
+
+
 def a_job_is_paused_goes_on_and_is_cancelled_from_its_page(world: World) -> None:
     with world.watch.window() as page:
         upload(page, INES)
@@ -106,6 +128,35 @@ def a_job_is_paused_goes_on_and_is_cancelled_from_its_page(world: World) -> None
         expect(page.locator("#progress")).to_contain_text("There is no bot", timeout=60_000)
         assert world.site.job(job)["status"] == "cancelled"
         world.watch.look(page, "job-cancelled")
+
+
+def the_page_of_a_job_asks_less_often_while_nobody_answers_and_stops_when_it_is_gone(world: World) -> None:
+    asked: list[str] = []
+    status = 503
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.resource_type)
+        route.fulfill(status=status, content_type="text/html", body="<p>Nothing is here.</p>")
+
+    with world.watch.window() as page, world.watch.allowing(404, 503):
+        page.clock.install()
+        upload(page, INES)
+        job = train(page, epochs=50)
+        with page.expect_response(lambda response: response.status == 503):
+            page.route(f"**/jobs/{job}", answer)
+        for wait_s in (4, 8, 16, 30, 30):
+            num_asked = len(asked)
+            page.evaluate("() => 0")  # the script has taken the answer
+            page.clock.run_for(1000 * wait_s - 1500)
+            assert len(asked) == num_asked, f"it asked again in less than {wait_s} s"
+            with page.expect_response(lambda response: response.status == 503):
+                page.clock.run_for(1500)
+        status, asked[:] = 404, []
+        page.clock.run_for(30_000)
+        expect(page.get_by_text("Nothing is here.")).to_be_visible()
+        page.clock.run_for(120_000)
+        assert asked == ["fetch", "document"], asked
+    world.site.ask("POST", f"/v1/fine_tuning/jobs/{job}/cancel")
 
 
 def a_wrong_file_is_refused_in_a_sentence_and_the_form_stays(world: World) -> None:
@@ -238,7 +289,7 @@ def _expect_share_links(watch: Watch, menu: Any, text: str, model: str) -> None:
     for link in links.all():
         address = link.get_attribute("href") or ""
         assert address.startswith("https://") and text in unquote(address), address
-        assert f"{watch.origin}/bots/{model}" in unquote(address), address
+        assert watch.origin not in unquote(address), "nobody else can open a loopback address"
         assert "noopener" in (link.get_attribute("rel") or "")
 
 

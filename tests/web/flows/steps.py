@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
 from tests.web.flows.world import Owner, button
-from tests.web.service import TRAIN_S
+from tests.web.service import TRAIN_S, wait_for
 
 _JOB_MS = 1000 * TRAIN_S
 
@@ -45,6 +45,17 @@ def play(page: Page) -> None:
     page.wait_for_url("**/bots/**")
 
 
+def refresh_until(page: Page, is_so: Callable[[], bool], what: str) -> None:
+    """Without scripts a job's page changes when its link is clicked, and only then."""
+
+    def is_so_now() -> bool:
+        if not is_so():
+            page.get_by_role("link", name="Refresh").click()
+        return is_so()
+
+    wait_for(is_so_now, TRAIN_S, what)
+
+
 def watch_growth(page: Page) -> None:
     """From now on notes how much text there is whenever there is more, for `growth`."""
     page.evaluate("""() => {
@@ -78,12 +89,12 @@ def write(page: Page, prompt: str, *, tokens: int = 40) -> Sequence[str]:
     return texts
 
 
-def drop_file(page: Page, path: Path, target: str) -> None:
-    """Drops a file from outside the browser onto an element, as the system does."""
+def drop_files(page: Page, target: str, *paths: Path) -> None:
+    """Drops files from outside the browser onto an element, as the system does."""
     box = page.locator(target).bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     session = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
