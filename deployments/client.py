@@ -11,16 +11,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
 
 from serve.errors import NotFound, RookeryError
+from serve.settings import BadSetting
 from serve.types import JobStatus, ModelId, check_idempotency_key
 
 Json = dict[str, Any]
@@ -33,10 +34,13 @@ _A_PAGE = 1000
 _UPLOAD_TRIES = 3
 _UPLOAD_PAUSE_S = 1.0  # before the second try, twice that before the third
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_KEY = re.compile(r"[!-~]*")  # what a header can carry
 _LATE_STATUS = {
     **{"model_not_found": 404, "model_gated": 403, "rate_limit_exceeded": 429, "store_unavailable": 503},
     **{"hub_unreachable": 503, "deadline_exceeded": 504, "disk_full": 507},
 }
+_STATUS = ("version", "ready")
+_JOB = ("id", "status")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -84,18 +88,19 @@ class Client:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
+        """Raises: ServerUnreachable for what is no address, BadSetting for what is no key."""
         self.url = url.rstrip("/")
         try:
-            host = httpx.URL(self.url).host
+            has_host = bool(httpx.URL(self.url).host)
         except httpx.InvalidURL:
-            host = ""
-        if not host:
+            has_host = False
+        if not has_host:
             raise ServerUnreachable(f"'{url[:200]}' is no address of a server, such as http://127.0.0.1:8000.")
         self.key = api_key() if key is None else key
+        if not _KEY.fullmatch(self.key):
+            raise BadSetting("ROOKERY_API_KEY has spaces or letters other than ASCII's: no server has such a key.")
         headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        # A proxy for the world outside knows nothing of this machine's own loopback.
-        trusts_proxies = host not in LOOPBACK
-        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=trusts_proxies, headers=headers)
+        self._http = httpx.Client(base_url=self.url, timeout=_TIMEOUT, trust_env=uses_proxy(url), headers=headers)
 
     def __enter__(self) -> Client:
         return self
@@ -106,7 +111,7 @@ class Client:
     # --- Models -------------------------------------------------------------------------------------------
 
     def list_models(self, *, limit: int, query: str | None = None, after: str | None = None) -> Json:
-        return self._call("GET", "/v1/models", params={**_page(after, limit), **({"q": query} if query else {})})
+        return self._list("/v1/models", {**_page(after, limit), **({"q": query} if query else {})})
 
     def all_models(self) -> Iterator[Json]:
         """Every model there is, a page at a time."""
@@ -120,13 +125,14 @@ class Client:
 
     def read_card(self, model_id: str) -> str:
         """Its README.md, of the revision that `model_id` names."""
+        self.get_model(model_id)  # says that there is none; the Hub's route asks a stranger for a key instead
         parsed = ModelId.parse(model_id)
         path = f"/{parsed}/resolve/{parsed.revision or 'main'}/README.md"
         with self._open("GET", path, follow_redirects=True) as response:
             return response.read().decode(errors="replace")
 
     def list_versions(self, model_id: str) -> Json:
-        return self._call("GET", f"{_model_path(model_id)}/versions")
+        return self._list(f"{_model_path(model_id)}/versions")
 
     def roll_back(self, model_id: str, revision: str) -> Json:
         return self._call("POST", f"{_model_path(model_id)}/rollback", json={"revision": revision})
@@ -144,7 +150,7 @@ class Client:
             raise AnswerLost(f"The answer of {self.url} broke off; the pull goes on there. Look with: rookery ls")
 
     def list_residents(self) -> Json:
-        return self._call("GET", "/v1/residents")
+        return self._call("GET", "/v1/residents", needs=("data",))
 
     def takes_key(self) -> bool:
         """Whether the server accepts the key that this client sends, or none where it sends none."""
@@ -170,27 +176,34 @@ class Client:
             told = answer.json()
         except (httpx.HTTPError, ValueError):
             return False
-        return isinstance(told, dict) and {"version", "ready"} <= told.keys()
+        return isinstance(told, dict) and told.keys() >= set(_STATUS)
 
     def status(self) -> Json:
         """The numbers of the whole service; without a key that it needs only its version, and whether it is ready."""
-        return self._call("GET", "/v1/status")
+        return self._call("GET", "/v1/status", needs=_STATUS)
 
     # --- Text ---------------------------------------------------------------------------------------------
 
     def complete(self, body: Mapping[str, Any]) -> Json:
-        return self._call("POST", "/v1/completions", json=body)
+        return self._call("POST", "/v1/completions", needs=("choices",), json=body)
 
     def stream(self, body: Mapping[str, Any]) -> Generator[Json, None, None]:
-        """The choices of a completion, piece by piece. To close the iterator ends the writing."""
-        with self._open("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        """The choices of a completion, piece by piece. To close the iterator ends the writing.
+
+        Raises: AnswerLost where it breaks off before the server says that it is done.
+        """
+        cuts = suppress(httpx.ReadError, httpx.RemoteProtocolError)
+        with self._open("POST", "/v1/completions", json={**body, "stream": True}) as response, cuts:
             for line in response.iter_lines():
-                if not line.startswith("data:") or line == "data: [DONE]":
+                if line == "data: [DONE]":
+                    return
+                if not line.startswith("data:"):
                     continue
-                event = json.loads(line.removeprefix("data:"))
+                event = _parse(self.url, line.removeprefix("data:").encode())
                 if "error" in event:
                     raise _late_refusal(event["error"])
-                yield from event["choices"]
+                yield from event.get("choices", ())
+        raise AnswerLost(f"The answer of {self.url} broke off; what came of it is not whole.")
 
     # --- Jobs ---------------------------------------------------------------------------------------------
 
@@ -238,31 +251,32 @@ class Client:
 
         with ExitStack() as stack:
             files = [(name, (file.name, stack.enter_context(_CountedFile(file, count)))) for name, file in parts]
-            return self._call("POST", path, files=files, data=fields, headers={"idempotency-key": key})
+            headers = {"idempotency-key": key}
+            return self._call("POST", path, needs=_JOB, files=files, data=fields, headers=headers)
 
     def delete_file(self, file_id: str) -> Json:
         return self._call("DELETE", f"/v1/files/{quote(file_id, safe='')}")
 
     def all_files(self) -> Iterator[Json]:
         """Every uploaded file that is still there, a page at a time."""
-        return _every(lambda after: self._call("GET", "/v1/files", params=_page(after)))
+        return _every(lambda after: self._list("/v1/files", _page(after)))
 
     def list_jobs(self, *, limit: int, after: str | None = None) -> Json:
-        return self._call("GET", "/v1/fine_tuning/jobs", params=_page(after, limit))
+        return self._list("/v1/fine_tuning/jobs", _page(after, limit))
 
     def all_jobs(self) -> Iterator[Json]:
         """Every job there is, newest first, a page at a time."""
         return _every(lambda after: self.list_jobs(limit=_A_PAGE, after=after))
 
     def get_job(self, job_id: str) -> Json:
-        return self._call("GET", _job_path(job_id))
+        return self._call("GET", _job_path(job_id), needs=_JOB)
 
     def change_job(self, job_id: str, change: Literal["pause", "resume", "cancel"]) -> Json:
-        return self._call("POST", f"{_job_path(job_id)}/{change}")
+        return self._call("POST", f"{_job_path(job_id)}/{change}", needs=_JOB)
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Json:
         """Newest first."""
-        return self._call("GET", f"{_job_path(job_id)}/events", params=_page(after, limit))
+        return self._list(f"{_job_path(job_id)}/events", _page(after, limit))
 
     def events_since(self, job_id: str, seen: str) -> list[Json]:
         """All that came after the event `seen`, oldest first; after "" that is all there are."""
@@ -274,7 +288,7 @@ class Client:
         return news[::-1]
 
     def list_runs(self, job_id: str) -> Json:
-        return self._call("GET", f"{_job_path(job_id)}/runs")
+        return self._list(f"{_job_path(job_id)}/runs")
 
     def view_job(self, job_id: str) -> JobView:
         """As it is now, without events."""
@@ -311,9 +325,16 @@ class Client:
 
     # --- HTTP ---------------------------------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, **content: Any) -> Json:
+    def _list(self, path: str, params: Json | None = None) -> Json:
+        page = self._call("GET", path, needs=("data", "has_more"), params=params)
+        if not isinstance(page["data"], list) or not all(isinstance(item, dict) for item in page["data"]):
+            raise _not_ours(self.url)
+        return page
+
+    def _call(self, method: str, path: str, *, needs: Sequence[str] = ("object",), **content: Any) -> Json:
+        """`needs`: what an answer of ours has, by which one of another program is known."""
         with self._open(method, path, **content) as response:
-            return _parse(self.url, response.read())
+            return _parse(self.url, response.read(), needs)
 
     @contextmanager
     def _open(self, method: str, path: str, **content: Any) -> Iterator[httpx.Response]:
@@ -388,12 +409,25 @@ def _job_path(job_id: str) -> str:
     return f"/v1/fine_tuning/jobs/{job_id}"
 
 
+def uses_proxy(url: str) -> bool:
+    """A proxy for the world outside knows nothing of this machine's own loopback."""
+    return httpx.URL(url).host not in LOOPBACK
+
+
+def _not_ours(url: str, status: int | None = None) -> ServerUnreachable:
+    what = "" if status is None else f" {status}"
+    return ServerUnreachable(f"{url} answers{what} in a way that Rookery does not; is it another program?")
+
+
 def _refusal(url: str, status: int, body: bytes) -> RookeryError:
     try:
         error = json.loads(body)["error"]  # outside /v1 a text alone
-        return Refused(str(error if isinstance(error, str) else error["message"]), status=status)
+        message = str(error if isinstance(error, str) else error["message"])
     except (ValueError, KeyError, TypeError):
-        return ServerUnreachable(f"{url} answers {status} in a way that Rookery does not; is it another program?")
+        return _not_ours(url, status)
+    if status == 401:  # which the server says in HTTP's terms
+        message += " This command sends the key in ROOKERY_API_KEY: set it to one that the server takes."
+    return Refused(message, status=status)
 
 
 def _late_refusal(error: Json) -> Refused:
@@ -401,8 +435,11 @@ def _late_refusal(error: Json) -> Refused:
     return Refused(str(error["message"]), status=_LATE_STATUS.get(error.get("code", ""), 0))
 
 
-def _parse(url: str, body: bytes) -> Json:
+def _parse(url: str, body: bytes, needs: Sequence[str] = ()) -> Json:
     try:
-        return cast(Json, json.loads(body))
+        told = json.loads(body)
     except ValueError as exc:
         raise ServerUnreachable(f"{url} answers something that is not JSON; is it another program?") from exc
+    if not isinstance(told, dict) or not told.keys() >= set(needs):
+        raise _not_ours(url)
+    return told

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from deployments import show
 from deployments.client import Client, Json
+from deployments.progress import JobProgress
 from deployments.haproxy import free_port
 from serve.errors import RookeryError, StoreUnavailable, TrainingFailed
 from serve.settings import BadSetting, Settings
@@ -85,7 +86,7 @@ def _train(console: Console, client: Client, started: float) -> dict[str, Json]:
     """Trains all bots, each of which speaks as soon as it can; their finished jobs by handle."""
     jobs = {handle: client.create_bot([ARCHIVES / f"{handle}.zip"], [handle], {"seed": SEED}) for handle in HANDLES}
     finished: dict[str, Json] = {}
-    with show.JobProgress(console) as progress:
+    with JobProgress(console) as progress:
         while len(finished) < len(jobs):
             for handle in [handle for handle in jobs if handle not in finished]:
                 view = client.view_job(jobs[handle]["id"])

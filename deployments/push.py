@@ -10,7 +10,7 @@ from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  #
 from rich.console import Console
 
 from deployments.client import LOOPBACK, Client, Json
-from deployments.show import TransferProgress
+from deployments.progress import TransferProgress
 from serve.hub.push import Pushed, PushProgress, Visibility, push
 
 

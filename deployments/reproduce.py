@@ -5,17 +5,16 @@ Works on the data folder alone: no server is needed, and a running one does not 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from deployments import show
+from deployments.cli.options import print_json, remark, remarks
 from serve.settings import Settings
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -32,8 +31,7 @@ def reproduce_model(
     from serve.training.reproduce import reproduce
 
     store = open_store(settings)
-    console = Console(stderr=True, highlight=False)
-    with _bar(console) as on_progress:
+    with _bar() as on_progress:
         return reproduce(
             store,
             model_id,
@@ -41,15 +39,15 @@ def reproduce_model(
             out=out,
             strict=strict,
             locate=open_hub(settings, store).locate,
-            on_difference=lambda difference: console.print(show.plain(difference), markup=False, soft_wrap=True),
+            on_difference=remark,
             on_progress=on_progress,
         )
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Callable[[Step], None]]:
+def _bar() -> Iterator[Callable[[Step], None]]:
     columns = ("steps", MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(*columns, console=remarks, disable=not remarks.is_terminal, transient=True) as bar:
         task = bar.add_task("training", total=None)
         yield lambda step: bar.update(task, completed=step.step, total=step.total_steps)
 
@@ -67,7 +65,7 @@ def print_reproduction(done: Reproduction, out: Console, *, as_json: bool) -> No
             "seconds": round(done.duration_s, 2),
             "differences": list(done.differences),
         }
-        return typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        return print_json(report)
     out.print(
         show.facts_table(
             {

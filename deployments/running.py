@@ -1,4 +1,4 @@
-"""Which service runs over a data folder: a small file there says so while it does.
+"""Which service runs over a data folder: a small file there says so while it does. And who has a port.
 
 A service that was killed leaves the file behind. It is then known by its process, which is gone, or is another one
 under the same number, started at another time.
@@ -6,6 +6,7 @@ under the same number, started at another time.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from serve.errors import disk_error
+from serve.errors import Conflict, RookeryError
 
 FILE = "run.json"
 _SAME_START_S = 2.0  # the system's clock may have been set since
@@ -33,6 +34,16 @@ class Running:
     started_at: float
 
 
+class BadFolder(RookeryError):
+    """What was named as the data folder cannot be one."""
+
+    code = "bad_data_folder"
+
+
+class RunsAlready(Conflict):
+    """Another service over the same folder was quicker."""
+
+
 def find(data: Path) -> Running | None:
     """The service over `data` that starts or runs now."""
     try:
@@ -46,22 +57,62 @@ def find(data: Path) -> Running | None:
 
 @contextmanager
 def announced(data: Path, url: str) -> Iterator[None]:
-    """While the block runs, `find` gives this process. Creates the folder. Raises: StoreUnavailable."""
+    """While the block runs, `find` gives this process. Creates the folder. Raises: BadFolder, RunsAlready."""
     data = data.absolute()
     own = Running(os.getpid(), psutil.Process().create_time(), url, time.time())
     path, fresh = data / FILE, data / f"{FILE}.{own.pid}"
-    try:
-        data.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(asdict(own)))
+    with in_folder(data), _one_at_a_time(data):
+        if (other := find(data)) is not None:
+            raise RunsAlready(f"A Rookery (process {other.pid}) is over {data} already, at {other.url}.")
+        with open(fresh, "w", opener=for_owner) as file:
+            json.dump(asdict(own), file)
         fresh.replace(path)
-    except OSError as exc:
-        raise disk_error(f"write to the data folder {data}", exc) from exc
     try:
         yield
     finally:
         if find(data) == own:
             with suppress(OSError):
                 path.unlink()
+
+
+@contextmanager
+def in_folder(data: Path) -> Iterator[None]:
+    """Creates the data folder, for its owner alone; the block writes into it. Raises: BadFolder."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    except OSError as exc:
+        reason = exc.strerror or type(exc).__name__
+        raise BadFolder(
+            f"The data folder {data} cannot be written ({reason}); name another one with --data or ROOKERY_DATA."
+        ) from exc
+
+
+def for_owner(path: str, flags: int) -> int:
+    """An `opener`: a new file is for its owner alone."""
+    return os.open(path, flags, 0o600)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folder
+            fcntl.flock(number, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(number)
+
+
+def holder(port: int) -> str:
+    """Who listens at a port of this machine, such as "python (process 1)"; "" where one may not see it."""
+    try:
+        for one in psutil.net_connections("tcp"):
+            if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid:
+                return f"{psutil.Process(one.pid).name()} (process {one.pid})"
+    except psutil.Error:
+        pass
+    return ""
 
 
 def stop(running: Running, timeout_s: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the command line shows to people: tables, progress bars, texts. Knows the server's JSON, no HTTP."""
+"""What the command line shows to people: tables and texts. Knows the server's JSON, no HTTP."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
-
-from deployments.client import JobView
-from serve.types import JobStatus
 
 COUNTS = ("downloaded", "retweets", "short", "kept")
 
@@ -27,22 +24,25 @@ _STATUS = {
 }
 _NOT_LEARNT = {"retweets": "others' posts, passed on", "short": "fewer than 3 words of their own"}
 
-# Texts come from archives and models; a terminal must not obey them.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+# Texts come from archives and models; a terminal must not obey them. What turns the direction of writing and has no end
+# of its own (U+202A-202E) turns what follows, too; the isolates that came after those end with the text.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
+_UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\u2028-\u202e\ud800-\udfff]")  # it escapes those below U+0020 itself
+_IDS = frozenset({"handle", "job", "model", "revision"})  # columns that people copy from
+_LEAST_WIDTH = 12
+_GAP = 2  # between columns
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
 
 def plain(text: str) -> str:
-    """`text` without control characters other than tab and newline."""
-    return _CONTROL.sub("", text)
+    """`text` without what a terminal obeys, other than tab and newline."""
+    return _UNSAFE.sub("", text)
 
 
-def json_line(value: object) -> str:
-    """JSON that is one line also for programs that end lines where Unicode says."""
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON that no terminal obeys, UTF-8 can hold, and nobody finds ends of lines in; without `indent` one line."""
+    made = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", made)
 
 
 def as_bytes(count: int | None) -> str:
@@ -61,14 +61,33 @@ def as_date(seconds: int | None) -> str:
 
 
 def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
-    """Columns whose name ends in a blank are numbers, to the right. Ids are never cut."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        right = column.endswith(" ")
-        made.add_column(column.strip(), justify="right" if right else "left", overflow="fold")
+    """Columns whose name ends in a blank are numbers, to the right. Ids are never cut, and by `show_table` not folded."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
+    for number, column in enumerate(columns):
+        cells = [plain(str(row[number])) for row in rows]
+        width = max(cell_len(line) for cell in [column.strip(), *cells] for line in cell.split("\n"))
+        made.add_column(
+            Text(plain(column.strip())),
+            justify="right" if column.endswith(" ") else "left",
+            overflow="fold",
+            no_wrap=column in _IDS,
+            min_width=width if column in _IDS else min(width, _LEAST_WIDTH),
+        )
     for row in rows:
         made.add_row(*(Text(plain(str(cell))) for cell in row))
     return made
+
+
+def show_table(console: Console, made: Table) -> None:
+    """Runs over the edge where the ids have no room: a terminal folds such a line and still copies them whole."""
+    least = sum((column.min_width or 0) + _GAP for column in made.columns)
+    console.print(made, width=max(console.width, least), crop=False)
+
+
+def _without_usual(columns: Sequence[str], rows: list[list[object]], usual: Mapping[str, object]) -> Table:
+    """A table without those of the columns in `usual` that have nothing else to say."""
+    kept = [i for i, name in enumerate(columns) if name not in usual or any(row[i] != usual[name] for row in rows)]
+    return table(*(columns[i] for i in kept), rows=[[row[i] for i in kept] for row in rows])
 
 
 def counts_table(counts: Mapping[str, Mapping[str, int]]) -> Table:
@@ -90,7 +109,7 @@ def show_preview(console: Console, report: Mapping[str, Any]) -> None:
     console.print(_counts_table([*alone, ("together", report)] if alone else [(_owner(report), report)]))
     if left_out := _left_out(report):
         console.print(table("left out ", "because", rows=left_out))
-    show_texts(console, "", report["samples"])
+    show_list(console, report["samples"])
 
 
 def _owner(report: Mapping[str, Any]) -> str:
@@ -155,19 +174,20 @@ def residents_table(residents: Sequence[Mapping[str, Any]]) -> Table:
 def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         [
-            *(job["id"], job["status"], _whose(job), job["fine_tuned_model"] or "-", job.get("priority") or "-"),
+            *(job["id"], job["status"], _whose(job), job["fine_tuned_model"] or "-", job.get("priority") or "normal"),
             *(_as_wait(job.get("estimated_finish")), as_date(job["created_at"])),
         ]
         for job in jobs
     ]
-    return table("job", "status", "handles", "model", "priority", "ready in ", "created", rows=rows)
+    columns = ("job", "status", "handles", "model", "priority", "ready in ", "created")
+    return _without_usual(columns, rows, {"priority": "normal", "ready in ": "-"})
 
 
 def _as_wait(until: int | None) -> str:
-    return "-" if until is None else _as_minutes(max(0.0, until - time.time()))
+    return "-" if until is None else as_minutes(max(0.0, until - time.time()))
 
 
-def _as_minutes(seconds: float) -> str:
+def as_minutes(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02}"
 
@@ -176,7 +196,7 @@ def event_line(event: Mapping[str, Any]) -> Text:
     """One event of a job's history: when, how bad, what."""
     at = datetime.fromtimestamp(event["created_at"]).strftime("%H:%M:%S")
     level = {"error": "red", "warn": "yellow"}.get(event["level"], "")
-    return Text.assemble((at, "dim"), "  ", (f"{event['level']:5}", level), "  ", plain(event["message"]))
+    return Text.assemble((at, "dim"), "  ", (f"{plain(event['level']):5}", level), "  ", plain(event["message"]))
 
 
 def versions_table(versions: Sequence[Mapping[str, Any]]) -> Table:
@@ -212,7 +232,7 @@ def show_run(console: Console, run: Mapping[str, Any]) -> None:
     made.show_header = False
     console.print(made)
     if examples := run["tables"].get("examples"):
-        console.print(table(*examples["columns"], rows=examples["data"]))
+        show_table(console, table(*map(str, examples["columns"]), rows=examples["data"]))
 
 
 def _type_and_id(artifact: Mapping[str, Any]) -> str:
@@ -238,26 +258,25 @@ def facts_table(facts: Mapping[str, object]) -> Table:
 # --- Texts ------------------------------------------------------------------------------------------------
 
 
-def show_texts(console: Console, prompt: str, texts: Iterable[str]) -> None:
-    """One text a line, the prompt set off in a terminal."""
+def show_list(console: Console, texts: Iterable[object]) -> None:
+    """Short texts, a dot before each."""
     for text in texts:
-        console.print(_as_text(prompt, text), soft_wrap=True)
+        console.print(Text.assemble(("  · ", "dim"), plain(str(text)).replace("\n", "\n    ")), soft_wrap=True)
 
 
-def show_apart(console: Console, prompt: str, texts: Iterable[str]) -> None:
-    """Texts with an empty line between."""
+def show_texts(console: Console, prompt: str, texts: Iterable[str]) -> None:
+    """Texts with an empty line between, the prompt set off in a terminal."""
     for number, text in enumerate(texts):
         if number:
             console.print()
-        console.print(_as_text(prompt, text), soft_wrap=True)
+        console.print(Text.assemble((plain(prompt), "dim"), plain(text)), soft_wrap=True)
 
 
-def show_stream(console: Console, prompt: str, pieces: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The same while they are written, from the pieces of a completion; the whole texts.
+def show_stream(console: Console, prompt: str, pieces: Iterable[Mapping[str, Any]], texts: list[str]) -> None:
+    """The same while they are written, from the pieces of a completion; `texts` gets them, as far as they come.
 
     Nothing is shown before the first piece: the request may yet be refused.
     """
-    texts: list[str] = []
     is_over = True
     try:
         for index, text, is_over in _in_turn(pieces):
@@ -271,7 +290,6 @@ def show_stream(console: Console, prompt: str, pieces: Iterable[Mapping[str, Any
     finally:
         if not is_over:
             console.print()
-    return texts
 
 
 def _in_turn(pieces: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, bool]]:
@@ -290,10 +308,6 @@ def _in_turn(pieces: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, str, bo
             turn += 1
 
 
-def _as_text(prompt: str, text: str) -> Text:
-    return Text.assemble((plain(prompt), "dim"), plain(text))
-
-
 def show_card(console: Console, card: str) -> None:
     """Markdown, without the facts for programs in front of it. Links are shown as what they say alone."""
     from rich.markdown import Markdown  # which takes a quarter of the time of all our imports
@@ -308,8 +322,7 @@ def show_result(console: Console, job: Mapping[str, Any]) -> None:
         console.print(counts_table(counts))
     if line := validation_line(job):
         console.print(line)
-    for sample in (result.get("samples") or [])[:5]:
-        console.print(Text.assemble(("  · ", "dim"), plain(str(sample))), soft_wrap=True)
+    show_list(console, (result.get("samples") or [])[:5])
 
 
 def validation_line(job: Mapping[str, Any]) -> str:
@@ -319,144 +332,3 @@ def validation_line(job: Mapping[str, Any]) -> str:
     if before is None or after is None:
         return ""
     return f"validation loss {before:.2f} before, {after:.2f} after (nats a token)"
-
-
-# --- Progress ---------------------------------------------------------------------------------------------
-
-
-class _Numbers(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(_numbers(task.fields["metrics"]))
-
-
-class JobProgress:
-    """A live bar for each job; where there is no terminal, a line at each new phase and quarter."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            TextColumn("{task.fields[phase]}", style="cyan", markup=False),
-            BarColumn(bar_width=30),
-            _Numbers(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, tuple[str, int]] = {}  # job id -> phase and quarter of its last line
-        self._held_out: dict[str, float] = {}  # job id -> loss of held-out posts, told once an epoch
-
-    def __enter__(self) -> JobProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def update(self, view: JobView, title: str) -> None:
-        """Shows where the job stands."""
-        phase, job_id = _phase(view), view.job["id"]
-        self._show_samples(view)
-        metrics = self._with_held_out(job_id, view.metrics)
-        total, done = metrics.get("total_steps"), metrics.get("step", 0)
-        if not self._console.is_terminal:
-            stage = phase, 4 * done // total if total else 0
-            if self._told.get(job_id) != stage:
-                self._told[job_id] = stage
-                self._console.print(Text(f"{plain(title)} {phase} {_numbers(metrics)}".strip()))
-            return
-        if job_id not in self._tasks:
-            self._tasks[job_id] = self._bars.add_task(plain(title), total=None, phase=phase, metrics={})
-        if view.status is JobStatus.SUCCEEDED:
-            total = done = total or 1
-        self._bars.update(self._tasks[job_id], total=total, completed=done, phase=phase, metrics=metrics)
-
-    def _show_samples(self, view: JobView) -> None:
-        """What it writes as it learns; the last ones are shown with the result."""
-        for event in view.events:
-            numbers = event.get("data") or {}
-            if numbers.get("samples") and numbers["step"] < numbers["total_steps"]:
-                self._console.print(
-                    Text(f"After {numbers['step']} of {numbers['total_steps']} steps it writes:", "dim")
-                )
-                for sample in numbers["samples"]:
-                    self._console.print(Text.assemble(("  · ", "dim"), plain(str(sample))), soft_wrap=True)
-
-    def _with_held_out(self, job_id: str, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        if metrics.get("valid_loss") is not None:
-            self._held_out[job_id] = metrics["valid_loss"]
-        return {**metrics, "valid_loss": self._held_out.get(job_id)} if metrics else metrics
-
-
-class TransferProgress:
-    """A live bar of a model on its way; where there is no terminal, a line at each new phase and quarter."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description}", style="cyan", markup=False),
-            BarColumn(bar_width=30),
-            _Transferred(),
-            TextColumn("{task.fields[file]}", style="dim", markup=False),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task: TaskID | None = None
-        self._told: tuple[str, int] | None = None
-
-    def __enter__(self) -> TransferProgress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def pause(self) -> None:
-        """Gives the terminal to another's bars, until the next `update`."""
-        self._bars.stop()
-
-    def update(self, phase: str, file: str, num_bytes: int, total_bytes: int) -> None:
-        """Shows how far it is. `total_bytes` 0: nobody knows yet."""
-        if not self._console.is_terminal:
-            stage = phase, 4 * num_bytes // total_bytes if total_bytes else 0
-            if self._told != stage:
-                self._told = stage
-                self._console.print(Text(f"{phase} {_transferred(num_bytes, total_bytes)}".strip()), soft_wrap=True)
-            return
-        self._bars.start()
-        if self._task is None:
-            self._task = self._bars.add_task(phase, total=None, file="")
-        total = total_bytes or None
-        self._bars.update(self._task, description=phase, total=total, completed=num_bytes, file=plain(file))
-
-
-class _Transferred(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(_transferred(int(task.completed), int(task.total or 0)))
-
-
-def _transferred(num_bytes: int, total_bytes: int) -> str:
-    return f"{as_bytes(num_bytes)} of {as_bytes(total_bytes)}" if total_bytes else ""
-
-
-def _phase(view: JobView) -> str:
-    """`running` says little; whether there were steps yet, and how many are left, says more."""
-    if view.status is not JobStatus.RUNNING:
-        return view.status.value
-    if not view.metrics:
-        return "preparing"
-    return "training" if view.metrics["step"] < view.metrics["total_steps"] else "publishing"
-
-
-def _numbers(metrics: Mapping[str, Any]) -> str:
-    """`12/80  loss 4.02  held-out 4.31  0:41 left`; empty before the first step."""
-    if not metrics.get("step"):
-        return ""
-    told = [f"{metrics['step']}/{metrics['total_steps']}"]
-    for name, word in (("train_loss", "loss"), ("valid_loss", "held-out")):
-        if metrics.get(name) is not None:
-            told.append(f"{word} {metrics[name]:.2f}")
-    if metrics["step"] < metrics["total_steps"] and metrics.get("seconds_left") is not None:
-        told.append(f"{_as_minutes(metrics['seconds_left'])} left")
-    return "  ".join(told)

@@ -82,7 +82,8 @@ def _parse(variable: str, text: str, kind: str) -> Any:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
         return {"int": int, "float": float, "Path": Path, "str": str}[kind](text)
     except (KeyError, ValueError) as exc:
-        raise BadSetting(f"{variable}={text[:80]!r} is not a {kind}.") from exc
+        wanted = {"bool": "neither true (or 1) nor false (or 0)", "int": "no whole number", "float": "no number"}
+        raise BadSetting(f"{variable}={text[:80]!r} is {wanted.get(kind, f'no {kind}')}.") from exc
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

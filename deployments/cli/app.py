@@ -9,15 +9,17 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from functools import wraps
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.markup import escape
 
 from deployments import show
 from deployments.cli.options import remarks
+from deployments.cli.terminal import give_up_stdout, prepare_streams
 from deployments.client import Refused, ServerUnreachable
 from serve.errors import (
     DeadlineExceeded,
@@ -152,12 +154,32 @@ def exit_of(error: Exception) -> Exit:
 
 def main() -> None:
     """Runs the command of this process's arguments, or completes them where a shell asks for that."""
+    prepare_streams()
     if COMPLETE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
+    for number, word in enumerate(sys.argv[1:], 1):
+        if not _is_unicode(word):
+            _end(Exit.USAGE, f"Argument {number} is not UTF-8 text.")
     try:
         app(prog_name="rookery")
     except (RookeryError, BadSetting) as error:
-        typer.echo(f"rookery: {show.plain(str(error))}", err=True)
-        sys.exit(exit_of(error))
+        _end(exit_of(error), str(error))
+    except OSError as error:
+        give_up_stdout()
+        _end(Exit.REFUSED, f"{error.filename or 'The output cannot be written'}: {error.strerror or error}.")
+
+
+def _end(code: Exit, sentence: str) -> NoReturn:
+    with suppress(OSError):  # stderr may be full as well
+        typer.echo(f"rookery: {show.plain(sentence)}", err=True)
+    sys.exit(code)
+
+
+def _is_unicode(word: str) -> bool:
+    """Python keeps bytes that are no UTF-8 as letters that nothing can send."""
+    try:
+        return bool(word.encode()) or not word
+    except UnicodeEncodeError:
+        return False

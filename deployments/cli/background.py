@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from deployments import running
 from deployments.checklist import Checklist
 from deployments.show import plain
-from serve.errors import RookeryError, disk_error
+from serve.errors import RookeryError
 
 LOG = "rookery.log"
 _POLL_S = 0.1
@@ -28,16 +29,15 @@ class DidNotStart(RookeryError):
 def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> None:
     """Starts `rookery up` with `arguments`; returns when it is ready. Its checklist is shown as it comes.
 
-    Raises: DidNotStart with the end of its log.
+    Raises: DidNotStart with the end of its log, BadFolder.
     """
     log = data.absolute() / LOG
     command = [sys.executable, "-m", "deployments.cli", "up", *arguments, "--no-browser"]
     environ = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+    with running.in_folder(log.parent):
         if log.exists() and log.stat().st_size > _MAX_LOG_BYTES:
             log.replace(log.with_suffix(".log.1"))
-        with log.open("ab") as out:
+        with open(log, "ab", opener=running.for_owner) as out:
             begin = out.tell()
             process = subprocess.Popen(
                 command,
@@ -47,8 +47,6 @@ def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> None:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-    except OSError as exc:
-        raise disk_error(f"write the log {log}", exc) from exc
     for line in _lines(process, log, begin):
         if line.startswith("ready "):
             return

@@ -6,6 +6,7 @@ stdout is data, and `console` writes to it; whatever else there is to say goes t
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +15,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from deployments import running
+from deployments.cli.terminal import is_tty
 from deployments.cli.words import complete_jobs, complete_models
+from deployments.show import plain
 from serve.settings import Settings
 
 # Where no terminal tells a width, lines are not folded: programs read them.
-console = Console(width=None if sys.stdout.isatty() else 240, highlight=False)
-remarks = Console(width=None if sys.stderr.isatty() else 240, highlight=False, stderr=True)
+console = Console(width=None if is_tty(sys.stdout) else 240, highlight=False)
+remarks = Console(width=None if is_tty(sys.stderr) else 240, highlight=False, stderr=True)
 
-DEFAULT_URL = Settings().url
+
+def _default_url() -> str:
+    """Of the service over the data folder here, if there is one. A wrong setting is for others to find."""
+    found = running.find(Path(os.environ.get("ROOKERY_DATA") or Settings().data))
+    return found.url if found else Settings().url
+
+
+DEFAULT_URL = _default_url()
 
 Url = Annotated[str, typer.Option("--url", envvar="ROOKERY_URL", help="The server to talk to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -55,9 +66,9 @@ def print_json(value: Any) -> None:
 
 def tell(sentence: str) -> None:
     """A sentence on stdout that is the result of the command."""
-    console.print(sentence, markup=False, soft_wrap=True)
+    console.print(plain(sentence), markup=False, soft_wrap=True)
 
 
 def remark(sentence: str) -> None:
     """A sentence on stderr, which --quiet leaves out."""
-    remarks.print(sentence, markup=False, soft_wrap=True)
+    remarks.print(plain(sentence), markup=False, soft_wrap=True)

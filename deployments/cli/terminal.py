@@ -1,25 +1,62 @@
-"""The person at the terminal: whether there is one, what they are asked, and where their own small files lie."""
+"""The person at the terminal: whether there is one, what they are asked, and where their own small files lie.
+
+And the three streams to them, which may be closed, full, or of another encoding.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import typer
+
+_INTERRUPTED = 130
+
+
+def is_tty(stream: TextIO | None) -> bool:
+    """None is what Python has for a stream that was closed when it started."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def is_attended() -> bool:
     """Whether somebody can read a question on stderr and answer it on stdin."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    return is_tty(sys.stdin) and is_tty(sys.stderr)
+
+
+def prepare_streams() -> None:
+    """Closed ones become /dev/null, or what is opened next would get their numbers; no letter is an error."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8", buffering=1))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def give_up_stdout() -> None:
+    """After an error of it: what it still holds would be the same error again when Python ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def confirm(question: str) -> bool:
-    """Whether they say yes; neither Enter, Ctrl-C nor Ctrl-D is one."""
+    """Whether they say yes; neither Enter nor Ctrl-D is one. Raises: typer.Exit after Ctrl-C."""
     try:
         return typer.confirm(question, default=False, err=True)
-    except typer.Abort:
+    except typer.Abort as exc:
         typer.echo(err=True)
+        if isinstance(exc.__context__, KeyboardInterrupt):
+            raise typer.Exit(_INTERRUPTED) from exc
         return False
 
 

@@ -35,9 +35,9 @@ def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _url(context: typer.Context) -> str:
-    from serve.settings import Settings
+    from deployments.cli.options import DEFAULT_URL
 
-    return str(context.params.get("url") or Settings().url)
+    return str(context.params.get("url") or DEFAULT_URL)
 
 
 def _beginning(incomplete: str, ask: Callable[[], list[str]]) -> list[str]:

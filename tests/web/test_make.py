@@ -112,7 +112,7 @@ async def test_a_form_without_a_file_asks_for_one(client: httpx.AsyncClient) -> 
 async def test_an_empty_file_is_not_an_unused_field(client: httpx.AsyncClient) -> None:
     reply = await upload(client, ("empty.zip", b"", ""))
     assert reply.status_code == 400
-    assert "The file is empty." in reply.text
+    assert "The file is empty" in reply.text
 
 
 async def test_what_is_no_handle_is_refused_with_the_upload(client: httpx.AsyncClient, world: World) -> None:
