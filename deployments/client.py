@@ -164,10 +164,15 @@ class Client:
 
     def is_ready(self) -> bool:
         """Whether the server is there and has really generated a token."""
+        return not self.why_unready()
+
+    def why_unready(self) -> str:
+        """What it answers while it cannot write a text; "" when it really has."""
         try:
-            return self._http.get("/readyz", timeout=15.0).is_success
-        except httpx.HTTPError:
-            return False
+            answer = self._http.get("/readyz", timeout=15.0)
+        except httpx.HTTPError as exc:
+            return f"no answer ({type(exc).__name__})"
+        return "" if answer.is_success else str(_refusal(self.url, answer.status_code, answer.content))
 
     def is_rookery(self) -> bool:
         """Whether a server of ours answers at the address; within three seconds."""

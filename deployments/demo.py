@@ -21,8 +21,8 @@ from rich.console import Console
 
 from deployments import show
 from deployments.client import Client, Json
-from deployments.progress import JobProgress
 from deployments.haproxy import free_port
+from deployments.progress import JobProgress
 from serve.errors import RookeryError, StoreUnavailable, TrainingFailed
 from serve.settings import BadSetting, Settings
 from serve.types import JobStatus

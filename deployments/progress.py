@@ -13,7 +13,7 @@ from deployments.client import JobView
 from deployments.show import as_bytes, as_minutes, plain, show_list
 from serve.types import JobStatus
 
-_NARROW = 60  # columns: with fewer, a line has no room for all the numbers
+_NARROW, _WIDE = 72, 100  # columns: with fewer a line has no room for all the numbers, or for a long bar
 
 
 def _is_narrow(console: Console) -> bool:
@@ -21,7 +21,7 @@ def _is_narrow(console: Console) -> bool:
 
 
 def _bar(console: Console) -> BarColumn:
-    return BarColumn(bar_width=10 if _is_narrow(console) else 30)
+    return BarColumn(bar_width=30 if console.width >= _WIDE else 10)
 
 
 class _Numbers(ProgressColumn):

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from serve.errors import Conflict, RookeryError
+from serve.settings import Settings
 
 FILE = "run.json"
 _SAME_START_S = 2.0  # the system's clock may have been set since
@@ -53,6 +54,12 @@ def find(data: Path) -> Running | None:
         return None
     is_it = abs(created - found.created) < _SAME_START_S and not _is_gone(psutil.Process(found.pid))
     return found if is_it else None
+
+
+def default_url() -> str:
+    """Of the service over the data folder that the environment names, or else the one where `up` starts it."""
+    found = find(Path(os.environ.get("ROOKERY_DATA") or Settings().data))  # a wrong setting is for others to tell
+    return found.url if found else Settings().url
 
 
 @contextmanager
@@ -105,11 +112,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def holder(port: int) -> str:
-    """Who listens at a port of this machine, such as "python (process 1)"; "" where one may not see it."""
+    """Who listens at a port of this machine, such as "process 1, python"; "" where one may not see it."""
     try:
         for one in psutil.net_connections("tcp"):
             if one.laddr and one.laddr.port == port and one.status == psutil.CONN_LISTEN and one.pid:
-                return f"{psutil.Process(one.pid).name()} (process {one.pid})"
+                return f"process {one.pid}, {psutil.Process(one.pid).name()}"
     except psutil.Error:
         pass
     return ""

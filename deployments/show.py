@@ -29,7 +29,7 @@ _NOT_LEARNT = {"retweets": "others' posts, passed on", "short": "fewer than 3 wo
 _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 _UNSAFE_IN_JSON = re.compile(r"[\x7f-\x9f\u2028-\u202e\ud800-\udfff]")  # it escapes those below U+0020 itself
 _IDS = frozenset({"handle", "job", "model", "revision"})  # columns that people copy from
-_LEAST_WIDTH = 12
+_LEAST_WIDTH = 16  # of a date, or of the longest handle
 _GAP = 2  # between columns
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 
@@ -61,7 +61,7 @@ def as_date(seconds: int | None) -> str:
 
 
 def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
-    """Columns whose name ends in a blank are numbers, to the right. Ids are never cut, and by `show_table` not folded."""
+    """Columns whose name ends in a blank are numbers, to the right. Ids are never cut; see `show_table`."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, _GAP, 0, 0))
     for number, column in enumerate(columns):
         cells = [plain(str(row[number])) for row in rows]
@@ -80,8 +80,9 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
 
 def show_table(console: Console, made: Table) -> None:
     """Runs over the edge where the ids have no room: a terminal folds such a line and still copies them whole."""
-    least = sum((column.min_width or 0) + _GAP for column in made.columns)
-    console.print(made, width=max(console.width, least), crop=False)
+    least = sum((column.min_width or 0) + _GAP for column in made.columns) - _GAP
+    made.width = least if least > console.width else None
+    console.print(made, crop=False)
 
 
 def _without_usual(columns: Sequence[str], rows: list[list[object]], usual: Mapping[str, object]) -> Table:
@@ -126,6 +127,12 @@ def _left_out(report: Mapping[str, Any]) -> list[list[str]]:
     counts = {name: report[name] for name in _NOT_LEARNT} | dict(report["left_out"])
     reasons = {**_NOT_LEARNT, **report["reasons"]}
     return [[f"{count:,}", reasons[name]] for name, count in counts.items() if count]
+
+
+def show_ids(console: Console, listed: Iterable[Mapping[str, Any]]) -> None:
+    """One a line, for other programs."""
+    for one in listed:
+        console.print(Text(plain(one["id"])), soft_wrap=True)
 
 
 def models_table(models: Sequence[Mapping[str, Any]]) -> Table:

@@ -2,8 +2,8 @@
 
     python -m deployments.up --port 8000
 
-stdout gets the one line `ready URL`; how far the start is goes to stderr. Where a Rookery runs already, over the same
-data folder or at the same port, nothing is started. Stays in the foreground. SIGTERM and Ctrl-C stop everything it
+stdout gets the one line `ready URL`; how far the start is goes to stderr. Where a Rookery runs over the same data
+folder already, nothing is started. Stays in the foreground. SIGTERM and Ctrl-C stop everything it
 started. After a SIGKILL the replicas end by themselves within some 3 s, two idle agents of Ray's after a minute; a
 folder /tmp/rookery-* with logs stays. Ray is imported only after its environment is set: it reads its switches at
 import.
@@ -19,18 +19,14 @@ import os
 import platform
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
@@ -39,15 +35,17 @@ from rich.console import Console
 from deployments import haproxy, running
 from deployments.checklist import Checklist
 from deployments.client import Client
-from serve.errors import RookeryError
+from deployments.stopping import Signals, Stopped, caught_signals
+from serve.errors import Conflict, RookeryError
 from serve.settings import PREFIX, BadSetting, Settings
 from serve.version import VERSION
 
 HOST = "127.0.0.1"
 READY_TIMEOUT_S = 300.0
 _POLL_S = 0.1
+_LOOK_S = 1.0  # how often a service that runs looks whether a signal was lost
+_INTERRUPTED = 130
 _STOP_GRACE_S = 5.0  # for what is left after Ray's own shutdown
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # Ray's switches; what the caller has set already wins, RAY_SERVE_ENABLE_HA_PROXY=0 among them. A token between
 # deployments by gRPC costs a fifth of what it costs by Ray's object store, and one loop instead of three threads halves
@@ -96,11 +94,22 @@ def main(
 ) -> None:
     """Serves until SIGTERM or Ctrl-C; `on_ready` gets the address when it answers.
 
-    Raises: SystemExit with a sentence when it cannot start, RookeryError when it cannot use its data.
+    Raises: RookeryError when it cannot start; SystemExit with 130 when it is to end before it is ready.
     """
     remarks = remarks or Console(stderr=True, highlight=False)
-    if find_service(plan.url, settings.data, remarks):
-        return
+    try:
+        with caught_signals() as signals:
+            if not find_service(plan.url, settings.data, remarks):
+                _start(plan, settings, remarks, on_ready or (lambda url: None), signals)
+    except running.RunsAlready:  # it was quicker
+        find_service(plan.url, settings.data, remarks)
+    except Stopped:
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def _start(
+    plan: Plan, settings: Settings, remarks: Console, on_ready: Callable[[str], object], signals: Signals
+) -> None:
     _check_port(plan.port)
     if not settings.threads:
         settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // plan.num_generators))
@@ -109,76 +118,118 @@ def main(
     def welcome() -> None:
         say(f"ready {plan.url}")
         remarks.print(_WELCOME.format(url=plan.url), markup=False, soft_wrap=True)
-        if on_ready is not None:
-            on_ready(plan.url)
+        on_ready(plan.url)
 
     with (
         running.announced(settings.data, plan.url),
         contextlib.redirect_stdout(sys.stderr),  # Ray's remarks; stdout is for the one line that callers wait for
     ):
         checklist = Checklist(remarks)
-        _check_machine(settings, checklist)
-        _serve(plan, settings, checklist, welcome)
+        for check in (_check_versions, _check_data_folder, _check_database, _check_base):
+            check(settings, checklist)
+            signals.check()
+        _serve(plan, settings, checklist, welcome, signals)
 
 
-def _serve(plan: Plan, settings: Settings, checklist: Checklist, on_ready: Callable[[], object]) -> None:
-    """Until a signal comes."""
+def _serve(
+    plan: Plan, settings: Settings, checklist: Checklist, on_ready: Callable[[], object], signals: Signals
+) -> None:
+    """Until a signal comes. Raises: Stopped when it comes before the service is ready."""
     scratch = Path(f"/tmp/rookery-{secrets.token_hex(4)}")
     binary = haproxy.find_haproxy()
     _set_environment(settings, (haproxy.switches(scratch) if binary else {}) | ({} if plan.verbose else _QUIET_ENV))
-    import ray.serve  # noqa: F401  # before signals are caught: an import that one cuts off cannot be repeated
+    import ray.serve  # noqa: F401  # not in the block that ends Ray: an import that is cut off cannot be repeated
 
+    signals.check()
     with _private_folder(scratch):
         try:
-            _catch_signals()
             with checklist.step("Ray") as said:
                 if binary:
                     haproxy.write_start(scratch, binary)
                 # A folder below: Ray opens its own to everybody.
                 _start_ray(str(scratch / "ray"), num_cpus=2 * plan.num_generators + 1, verbose=plan.verbose)
-                _catch_signals()  # again: ray.init puts a handler of its own in the place of ours
+                signals.catch()  # again: ray.init puts a handler of its own in the place of ours
                 said("started, HAProxy in front" if binary else "started, without HAProxy: streams take more CPU time")
+            signals.check()
             with checklist.step("deployments") as said:
                 device = _deploy(plan, settings.device)
                 said(f"gateways {plan.num_gateways}, generators {plan.num_generators}, on the {device.upper()}")
             with checklist.step("first token"):
-                _wait_until_ready(plan.port)
+                _wait_until_ready(plan.url, signals)
             on_ready()
-            signal.pause()
-        except _Stopped:
-            pass
+            with contextlib.suppress(Stopped):
+                while True:
+                    signals.check()
+                    time.sleep(_LOOK_S)
         finally:
+            signals.ignore()
             _stop()
 
 
-def find_service(url: str, data: Path, remarks: Console) -> bool:
-    """Whether a Rookery is over the folder or at the address already; tells where, with the line `ready` if it is."""
+def find_service(url: str, data: Path, remarks: Console, *, waits: bool = False) -> bool:
+    """Whether a Rookery is over the folder already; tells where, with the line `ready` if it is. `waits`: until then.
+
+    Raises: Conflict when one over another folder is at the address, CannotStart when it waits in vain.
+    """
     found = running.find(data)
-    at = found.url if found else url
-    with Client(at) as client:
-        if found is None and not client.is_rookery():
+    with Client(found.url if found else url) as client:
+        if found is None:
+            if client.is_rookery():
+                raise Conflict(f"A Rookery is at {url} already, over another folder than {data}; name another --port.")
             return False
         is_ready = client.is_ready()
-    about = f"process {found.pid} over {data}" if found else "over another folder"
-    state = "running" if is_ready else "starting"
-    remarks.print(f"Rookery is {state} already at {at} ({about}).", markup=False, soft_wrap=True)
+        said = f"Rookery is {'running' if is_ready else 'starting'} already at {found.url}"
+        elsewhere = "" if found.url == url else f"; nothing is started at {url}"
+        remarks.print(f"{said} (process {found.pid} over {data}){elsewhere}.", markup=False, soft_wrap=True)
+        if waits and not is_ready:
+            _wait_for_another(found, data, client)
+            is_ready = True
     if is_ready:
-        print(f"ready {at}", flush=True)  # noqa: T201  # as for callers that wait for a new one
+        print(f"ready {found.url}", flush=True)  # noqa: T201  # as for callers that wait for a new one
     return True
 
 
-def _check_machine(settings: Settings, checklist: Checklist) -> None:
-    """What can be known before anything starts. Raises: SystemExit, RookeryError."""
+def _wait_for_another(found: running.Running, data: Path, client: Client) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while running.find(data) == found:
+        if client.is_ready():
+            return
+        if time.monotonic() > deadline:
+            raise CannotStart(f"It was not ready after {READY_TIMEOUT_S:g} s: {client.why_unready()}")
+        time.sleep(_POLL_S)
+    raise CannotStart("It has ended before it was ready.")
+
+
+# --- What can be known before anything starts ---------------------------------------------------------------
+
+
+def _check_versions(settings: Settings, checklist: Checklist) -> None:
     with checklist.step("versions") as said:
         others = ", ".join(f"{name} {version(name)}" for name in ("torch", "ray"))
         said(f"Rookery {VERSION}, Python {platform.python_version()}, {others}")
+
+
+def _check_data_folder(settings: Settings, checklist: Checklist) -> None:
     with checklist.step("data folder") as said:
         said(f"{settings.data.absolute()}, {shutil.disk_usage(settings.data).free / 1e9:,.1f} GB free")
+
+
+def _check_database(settings: Settings, checklist: Checklist) -> None:
+    """Raises: RookeryError."""
     with checklist.step("database") as said:
         from serve.database.connection import Database
 
         Database(settings.sql_url).close()  # brings its tables up to date, once for all processes
         said("SQLite, in the data folder" if not settings.database_url else settings.database_url.partition(":")[0])
+
+
+def _check_base(settings: Settings, checklist: Checklist) -> None:
+    """Fetches it where it is not here: no replica writes anything before. Raises: RookeryError."""
+    with checklist.step("base model") as said:
+        from serve.hub.opening import open_hub
+        from serve.store.opening import open_store
+
+        said(open_hub(settings, open_store(settings)).locate(settings.base).model_id)
 
 
 @contextlib.contextmanager
@@ -191,8 +242,10 @@ def _private_folder(path: Path) -> Iterator[None]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-class _Stopped(BaseException):
-    """SIGTERM or SIGINT came. Not an Exception, so that nobody in between takes it for a failure."""
+class CannotStart(RookeryError):
+    """What the service needs is not to be had."""
+
+    code = "cannot_start"
 
 
 def _check_port(port: int) -> None:
@@ -201,7 +254,9 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as exc:
-            raise SystemExit(f"Port {port} on {HOST} cannot be used ({exc.strerror}); choose another one.") from exc
+            by = f" by {holder}" if (holder := running.holder(port)) else ""
+            said = f"Port {port} on {HOST} cannot be used ({exc.strerror}{by}); choose another one."
+            raise CannotStart(said) from exc
 
 
 def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
@@ -209,7 +264,6 @@ def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
     settings = replace(settings, data=settings.data.absolute())
     if not settings.hosts and f"{PREFIX}HOSTS" not in os.environ:
         settings = replace(settings, hosts="localhost")  # nobody calls a loopback address by another name
-    settings.data.mkdir(parents=True, exist_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ.update(settings.to_env(), PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)))
@@ -232,11 +286,11 @@ def _start_ray(scratch: str, *, num_cpus: int, verbose: bool) -> None:
             _temp_dir=scratch,
         )
     except SystemExit as exc:
-        raise _Stopped from exc  # Ray's own handler of SIGTERM
+        raise Stopped from exc  # Ray's own handler of SIGTERM
 
 
 def _deploy(plan: Plan, device: str) -> Literal["gpu", "cpu"]:
-    """Returns what the generators compute on. Raises: SystemExit."""
+    """Returns what the generators compute on. Raises: CannotStart."""
     import ray
     from ray import serve
 
@@ -246,41 +300,22 @@ def _deploy(plan: Plan, device: str) -> Literal["gpu", "cpu"]:
     serve.start(http_options={"host": HOST, "port": plan.port})
     has_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     if device == "cuda" and not has_gpu:
-        raise SystemExit("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")
+        raise CannotStart("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")
     found: Literal["gpu", "cpu"] = "gpu" if has_gpu else "cpu"
     args = AppArgs(num_generators=plan.num_generators, num_gateways=plan.num_gateways, device=found)
     serve.run(build(args), name=APP_NAME)
     return found
 
 
-def _wait_until_ready(port: int) -> None:
-    """Until a token was generated. Raises: SystemExit with the last answer."""
+def _wait_until_ready(url: str, signals: Signals) -> None:
+    """Until a token was generated. Raises: CannotStart with the last answer."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    answer = "no answer"
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://{HOST}:{port}/readyz", timeout=READY_TIMEOUT_S):
-                return
-        except urllib.error.HTTPError as exc:
-            answer = exc.read(1000).decode(errors="replace")
-        except OSError as exc:
-            answer = str(exc)
-        time.sleep(_POLL_S)
-    raise SystemExit(f"The service was not ready after {READY_TIMEOUT_S:g} s: {answer}")
-
-
-def _catch_signals() -> None:
-    def stop(number: int, frame: FrameType | None) -> None:
-        _ignore_signals()
-        raise _Stopped
-
-    for number in _SIGNALS:
-        signal.signal(number, stop)
-
-
-def _ignore_signals() -> None:
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    with Client(url) as client:
+        while answer := client.why_unready():
+            signals.check()
+            if time.monotonic() > deadline:
+                raise CannotStart(f"The service was not ready after {READY_TIMEOUT_S:g} s: {answer}")
+            time.sleep(_POLL_S)
 
 
 def _stop() -> None:
@@ -288,7 +323,6 @@ def _stop() -> None:
     import ray
     from ray import serve
 
-    _ignore_signals()
     started = psutil.Process().children(recursive=True)
     try:
         if ray.is_initialized():

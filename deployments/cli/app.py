@@ -167,7 +167,8 @@ def main() -> None:
     except (RookeryError, BadSetting) as error:
         _end(exit_of(error), str(error))
     except OSError as error:
-        give_up_stdout()
+        if error.filename is None:
+            give_up_stdout()
         _end(Exit.REFUSED, f"{error.filename or 'The output cannot be written'}: {error.strerror or error}.")
 
 
@@ -180,6 +181,7 @@ def _end(code: Exit, sentence: str) -> NoReturn:
 def _is_unicode(word: str) -> bool:
     """Python keeps bytes that are no UTF-8 as letters that nothing can send."""
     try:
-        return bool(word.encode()) or not word
+        word.encode()
     except UnicodeEncodeError:
         return False
+    return True

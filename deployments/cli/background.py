@@ -26,8 +26,8 @@ class DidNotStart(RookeryError):
     code = "did_not_start"
 
 
-def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> None:
-    """Starts `rookery up` with `arguments`; returns when it is ready. Its checklist is shown as it comes.
+def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> str:
+    """Starts `rookery up` with `arguments`; its URL when it is ready. Its checklist is shown as it comes.
 
     Raises: DidNotStart with the end of its log, BadFolder.
     """
@@ -49,7 +49,7 @@ def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> None:
             )
     for line in _lines(process, log, begin):
         if line.startswith("ready "):
-            return
+            return line.removeprefix("ready ").strip()
         checklist.relay(line)
     said = plain(log.read_bytes()[begin:].decode(errors="replace"))[-_SHOWN_CHARS:].strip()
     raise DidNotStart(f"The service did not start. The end of {log}:\n{said}")

@@ -22,7 +22,8 @@ import typer
 from deployments import show
 from deployments.cli.app import LOOK, Exit, command
 from deployments.cli.options import DEFAULT_URL, AsJson, Url, console, print_json, remark
-from deployments.client import LOOPBACK, Client, Json
+from deployments.cli.words import complete_models
+from deployments.client import Client, Json, uses_proxy
 from serve.errors import NotFound
 from serve.types import PREVIEW_PROMPT
 
@@ -100,7 +101,10 @@ class Level:
 )
 def bench(
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Who writes; else the server's first bots.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...", help="Who writes; else the server's first bots.", autocompletion=complete_models
+        ),
     ] = None,
     num_models: Annotated[
         int, typer.Option("--models", min=1, max=1000, help="Over how many bots the streams are spread, if unnamed.")
@@ -115,7 +119,7 @@ def bench(
 
     Each bot writes a text before the clock runs, so that loading is not measured. Each stream asks again as soon as it
     has its text, which flatters a server that is slow: it is asked less often. ITL is a text's time after its first
-    piece over its other tokens. Ends with 1 where nothing came back.
+    piece over its other tokens. Ends with 1 where every request failed.
     """
     counts = _parse_streams(streams)
     with Client(url) as client:
@@ -127,6 +131,9 @@ def bench(
         print_json({"object": "bench", "url": url, "models": chosen, "levels": [asdict(level) for level in levels]})
     else:
         console.print(show.table(*_COLUMNS, rows=[_row(level) for level in levels]))
+    if num_failed := sum(sum(level.errors.values()) for level in levels):
+        num_asked = num_failed + sum(level.texts for level in levels)
+        remark(f"{num_failed:,} of {num_asked:,} requests failed: do not use these figures.")
     if any(level.client_cpu > _BUSY for level in levels):
         remark("This client was busy all the time: the server may be faster than it can tell.")
     if not any(level.texts for level in levels):
@@ -163,7 +170,7 @@ async def _measure(url: str, key: str, load: Load, counts: Sequence[int], second
         headers={"authorization": f"Bearer {key}"} if key else {},
         timeout=_TIMEOUT,
         limits=httpx.Limits(max_connections=None),
-        trust_env=httpx.URL(url).host not in LOOPBACK,
+        trust_env=uses_proxy(url),
     ) as http:
         levels = []
         for count in counts:

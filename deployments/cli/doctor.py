@@ -16,16 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
+from urllib.parse import quote
 
 import psutil  # type: ignore[import-untyped]
 
 from deployments import haproxy, running
 from deployments.checklist import Mark
 from deployments.client import Client
+from serve.errors import ModelNotFound
 from serve.settings import BadSetting, Settings
+from serve.types import ModelId
 
 _HOST = "127.0.0.1"
 _HUB_S = 3.0
+_DATABASE_S = 3
 _PROBE_S = 20.0
 _GB = 1_000_000_000
 _LITTLE_MEMORY = 2 * _GB  # below it one small model and one training are all there is room for
@@ -63,6 +67,8 @@ def examine(settings: Settings, port: int) -> Iterator[Finding]:
         "GPU": lambda: check_gpu(settings.device),
         "memory": check_memory,
         "data folder": lambda: check_data_folder(settings.data),
+        "database": lambda: check_database(settings),
+        "base model": lambda: check_base(settings),
         "port": lambda: check_port(port, settings.data),
         "HAProxy": check_haproxy,
         "Hub": lambda: check_hub(settings),
@@ -231,6 +237,62 @@ def check_data_folder(data: Path) -> Finding:
     return Finding(name, "ok", said)
 
 
+def check_database(settings: Settings) -> Finding:
+    """Whether one may work with it, and its tables are not newer than we are; it is only read."""
+    from sqlalchemy import create_engine, inspect, text
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+    from serve.database.connection import SCHEMA
+
+    name, advice = "database", "Correct ROOKERY_DATABASE_URL, or unset it to use SQLite in the data folder."
+    try:
+        url = make_url(settings.sql_url)
+        kind = url.get_backend_name()
+        if kind == "sqlite" and url.database:
+            path = Path(url.database)
+            if not path.exists():
+                return Finding(name, "ok", "SQLite, not there yet")
+            if not os.access(path, os.W_OK):
+                return Finding(name, "problem", f"{path} cannot be written", "Make it yours, or name another one.")
+            url = make_url(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
+        elif kind == "postgresql":
+            url = url.update_query_dict({"connect_timeout": str(_DATABASE_S)})
+        engine = create_engine(url, hide_parameters=True)
+        with engine.connect() as connection:
+            has_tables = inspect(connection).has_table("alembic_version")
+            schema = connection.scalar(text("SELECT version_num FROM alembic_version")) if has_tables else None
+        engine.dispose()
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as exc:
+        return Finding(name, "problem", f"its URL cannot be opened ({type(exc).__name__})", advice)
+    except DBAPIError as exc:
+        reason = "no answer" if isinstance(exc, OperationalError) and kind != "sqlite" else type(exc.orig).__name__
+        return Finding(name, "problem", f"{kind} cannot be used ({reason})", advice)
+    if schema is not None and schema > SCHEMA:
+        said = f"made by a newer release: its schema is {schema[:16]}, and this release knows {SCHEMA}"
+        return Finding(name, "problem", said, "Run the newer release, or name another database.")
+    return Finding(name, "ok", f"{kind}, {'no tables yet' if schema is None else f'schema {schema}'}")
+
+
+def check_base(settings: Settings) -> Finding:
+    """Whether the base model is here, or can be fetched; no Hub is asked."""
+    from serve.store.opening import EMBEDDED, open_store
+
+    name, base = "base model", settings.base
+    try:
+        if base.lower() not in EMBEDDED:
+            ModelId.parse(base)
+            if not (settings.data / "models").is_dir():
+                raise ModelNotFound(base)
+            open_store(settings).locate(base)
+    except ModelNotFound:
+        if settings.hub_enabled:
+            return Finding(name, "note", f"{base} is not here; `rookery up` fetches it from the Hub first")
+        advice = "Name another one: --base, or ROOKERY_BASE; or set ROOKERY_HUB_ENABLED=1."
+        return Finding(name, "problem", f"{base} is not here, and the Hub is switched off", advice)
+    return Finding(name, "ok", f"{base} is here")
+
+
 # --- What is around it --------------------------------------------------------------------------------------
 
 
@@ -247,20 +309,10 @@ def check_port(port: int, data: Path) -> Finding:
         else:
             return Finding("port", "ok", f"{port} is free")
     with Client(f"http://{_HOST}:{port}") as client:
-        if client.is_rookery():
-            return Finding("port", "ok", f"at {port} a Rookery answers already, over another data folder")
-    return Finding(
-        "port", "problem", f"{port}: {reason}{_holder(port)}", f"Choose another: rookery up --port {port + 1}"
-    )
-
-
-def _holder(port: int) -> str:
-    """Of a port, as far as one may see it."""
-    try:
-        found = [one.pid for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port and one.pid]
-        return f", by {psutil.Process(found[0]).name()} (process {found[0]})" if found else ""
-    except psutil.Error:
-        return ""
+        is_rookery = client.is_rookery()
+    holder = "a Rookery over another data folder" if is_rookery else running.holder(port)
+    said = f"{port}: {reason}{', by ' if holder else ''}{holder}"
+    return Finding("port", "problem", said, f"Choose another: rookery up --port {port + 1}")
 
 
 def check_hub(settings: Settings) -> Finding:

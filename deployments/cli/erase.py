@@ -18,13 +18,12 @@ from deployments import show
 from deployments.cli.app import USE, Exit, command
 from deployments.cli.options import DEFAULT_URL, AsJson, Url, print_json, remark, remarks, tell
 from deployments.cli.terminal import confirm, is_attended
+from deployments.cli.words import complete_models
 from deployments.client import Client, Json, Refused
 from serve.errors import NotFound
 from serve.types import JobStatus, ModelId
 
 _HUGGINGTWEETS = "huggingtweets"
-
-
 _STOP_TIMEOUT_S = 60.0  # a job asks whether it is cancelled after each step
 
 
@@ -59,7 +58,12 @@ class Receipt:
 )
 def erase(
     names: Annotated[
-        list[str], typer.Argument(metavar="@HANDLE|MODEL", help="People, with '@', or models; several of either.")
+        list[str],
+        typer.Argument(
+            metavar="@HANDLE|MODEL",
+            help="People, with '@', or models; several of either.",
+            autocompletion=complete_models,
+        ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     url: Url = DEFAULT_URL,
@@ -76,7 +80,7 @@ def erase(
     with Client(url) as client:
         found = find_belongings(client, names)
         if not found:
-            raise NotFound(f"The server has nothing of {' or '.join(names)}.")
+            raise NotFound(_nothing_of(client, names))
         if not yes:
             _ask(found)
         receipt = Receipt()
@@ -89,6 +93,13 @@ def erase(
                 _tell(receipt)
 
 
+def _nothing_of(client: Client, names: Sequence[str]) -> str:
+    people = [f"@{name}" for name in names if not name.startswith("@") and "/" not in name]
+    meant = [person for person in people if find_belongings(client, [person])]
+    hint = f" Did you mean {' and '.join(meant)}?" if meant else ""
+    return f"The server has nothing of {' or '.join(names)}.{hint}"
+
+
 def _ask(found: Belongings) -> None:
     """Raises: typer.BadParameter where nobody can be asked; typer.Exit when they do not say yes."""
     if not is_attended():
@@ -96,7 +107,7 @@ def _ask(found: Belongings) -> None:
             "nobody can be asked here; say --yes to delete without a question.", param_hint="--yes"
         )
     if found.models:
-        remarks.print(show.models_table(found.models))
+        show.show_table(remarks, show.models_table(found.models))
     if not confirm(f"Delete {_counted(len(found.models), len(found.open_jobs), len(found.files))} for good?"):
         typer.echo("rookery: nothing was deleted.", err=True)
         raise typer.Exit(Exit.REFUSED)

@@ -23,7 +23,8 @@ from serve.types import MAX_CHOICES, PREVIEW_PROMPT
 T = TypeVar("T")
 R = TypeVar("R")
 
-_SEED_BITS = 53  # so that every program can hold it exactly
+MAX_SEED = 2**63 - 1
+_SEED_BITS = 32  # of one that is drawn: a person may want to write it down
 _AT_ONCE = 4  # requests for prompts of stdin
 _READ_BYTES = 65_536
 
@@ -34,7 +35,7 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same texts.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same texts.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="The longest text, in tokens.")]
 Temperature = Annotated[
     float | None, typer.Option(min=0.0, max=2.0, callback=_finite, help="0: always the likeliest token.")
@@ -92,12 +93,12 @@ def generate(
         raise typer.BadParameter("give one of --json and --jsonl.", param_hint="--json")
     if stream and (as_json or as_jsonl):
         raise typer.BadParameter("JSON is printed whole.", param_hint="--stream")
-    first_seed = secrets.randbits(_SEED_BITS) if seed is None else seed
-    said = {
-        **{"model": model, "n": n, "seed": first_seed, "max_tokens": max_tokens, "add_bos": True, "stop": stop or None},
+    first_seed = draw_seed() if seed is None else seed
+    body = request_body(
+        model,
+        **{"n": n, "seed": first_seed, "max_tokens": max_tokens, "stop": stop or None},
         **{"temperature": temperature, "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty},
-    }
-    body = {name: value for name, value in said.items() if value is not None}
+    )
     is_piped = prompt == "-" or (prompt is None and not sys.stdin.isatty())
     with Client(url) as client:
         if as_jsonl:
@@ -109,15 +110,25 @@ def generate(
         if stream is None:
             stream = n == 1 and console.is_terminal and not as_json
         if stream:
-            show.show_stream(console, prompt, client.stream(body))
+            show.show_stream(console, prompt, client.stream(body), [])
         else:
             completion = client.complete(body)
             if as_json:
                 print_json(completion)
             else:
-                show.show_apart(console, prompt, [choice["text"] for choice in completion["choices"]])
+                show.show_texts(console, prompt, [choice["text"] for choice in completion["choices"]])
     if seed is None:
         remark(f"The seed was {first_seed}.")
+
+
+def request_body(model: str, **options: Any) -> Json:
+    """What is None is left out: the model has its own."""
+    said = {name: value for name, value in options.items() if value is not None}
+    return {"model": model, "add_bos": True, **said}
+
+
+def draw_seed() -> int:
+    return secrets.randbits(_SEED_BITS)
 
 
 # --- stdin ------------------------------------------------------------------------------------------------
@@ -160,7 +171,7 @@ def _print_jsonl(client: Client, body: Json, prompts: Iterable[str]) -> None:
 
     for lines in _in_order(complete, enumerate(prompts)):
         for line in lines:
-            typer.echo(show.json_line(line))
+            typer.echo(show.json_text(line))
 
 
 def _as_line(request: Json, choice: Json) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from deployments.cli.options import (
 )
 from deployments.cli.terminal import confirm, is_attended
 from deployments.client import Client, JobView, Json
+from deployments.progress import JobProgress
 from serve.types import PREVIEW_PROMPT, JobStatus
 
 _NUM_JOBS = 20
@@ -45,10 +46,17 @@ _Wait = Annotated[bool, typer.Option("--wait", help="Stay until the job has ende
 
 
 @jobs.callback(invoke_without_command=True)
-def _jobs(context: typer.Context) -> None:
+def _jobs(
+    context: typer.Context,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the ids.")] = False,
+) -> None:
     """List, follow, pause, resume and cancel training jobs."""
     if context.invoked_subcommand is None:
-        list_jobs(url=os.environ.get("ROOKERY_URL", DEFAULT_URL))
+        remarks.quiet = remarks.quiet or quiet
+        list_jobs(url=os.environ.get("ROOKERY_URL", DEFAULT_URL), as_json=as_json)
+    elif as_json or quiet:
+        raise typer.BadParameter(f"write it behind '{context.invoked_subcommand}'.", param_hint="--json or --quiet")
 
 
 @command(
@@ -61,12 +69,14 @@ def _jobs(context: typer.Context) -> None:
     of=jobs,
 )
 def list_jobs(limit: Limit = _NUM_JOBS, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List training jobs, the newest first."""
+    """List training jobs, the newest first; with --quiet their ids alone."""
     with Client(url) as client:
         listed = client.list_jobs(limit=limit)
     if as_json:
         return print_json(listed)
-    console.print(show.jobs_table(listed["data"]))
+    if remarks.quiet:
+        return show.show_ids(console, listed["data"])
+    show.show_table(console, show.jobs_table(listed["data"]))
     if listed["has_more"]:
         remark(f"There are more than {limit}; use --limit.")
 
@@ -126,7 +136,7 @@ def _last(events: Sequence[Json], limit: int | None) -> Sequence[Json]:
 def _print_events(events: Sequence[Json], as_json: bool) -> None:
     for event in events:
         if as_json:
-            typer.echo(show.json_line(event))
+            typer.echo(show.json_text(event))
         else:
             console.print(show.event_line(event), soft_wrap=True)
 
@@ -199,12 +209,14 @@ def _change(
             return follow_job(client, job_id, wanted, as_json=as_json)
         view = client.view_job(job_id)
     _print_job(view, as_json)
+    if change == "cancel" and not view.status.is_final:
+        remark(f"Cancelling ... it stops after its next step. Stay until then: rookery jobs wait {job_id}")
 
 
 def _print_job(view: JobView, as_json: bool) -> None:
     if as_json:
         return print_json(view.job)
-    console.print(show.jobs_table([view.job]))
+    show.show_table(console, show.jobs_table([view.job]))
     console.print(show.plain(view.said), markup=False, soft_wrap=True)
     show.show_result(console, view.job)
 
@@ -216,7 +228,7 @@ def follow_job(client: Client, job_id: str, wanted: JobStatus = JobStatus.SUCCEE
     """Shows the job until it has ended or paused; exits with 1 when it is not as `wanted` then."""
     try:
         remark(f"Job {job_id}")
-        with show.JobProgress(remarks) as progress:
+        with JobProgress(remarks) as progress:
             for view in client.follow(job_id):
                 progress.update(view, "")
     except KeyboardInterrupt:
@@ -256,4 +268,6 @@ def leave(client: Client, job_id: str, again: str) -> NoReturn:
 
 def _cancel(client: Client, job_id: str) -> None:
     client.change_job(job_id, "cancel")
-    remark("The job is cancelled.")
+    remark("Cancelling ...")
+    *_, view = client.follow(job_id)
+    remark(f"The job is {view.status.value}." if view.status is JobStatus.CANCELLED else f"It had {view.status.value}.")

@@ -30,6 +30,7 @@ from deployments.cli.options import (
 )
 from deployments.cli.terminal import confirm, is_attended, state_folder
 from deployments.client import Client, Json
+from deployments.progress import TransferProgress
 
 
 class _Priority(StrEnum):
@@ -74,7 +75,9 @@ def train(
     handles: Handles = None,
     base: Annotated[str | None, typer.Option(help="The base model; the server has a default.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, max=50, help="How often each post is learnt (4).")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed and archive make the same bot.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**31 - 1, help="The same seed and archive make the same bot.")
+    ] = None,
     validation: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Posts to judge by; else a tenth of the archive.")
     ] = None,
@@ -134,7 +137,7 @@ def _send(
 ) -> Json:
     """Uploads all files and shows how far it is; the job."""
     total_bytes = sum(path.stat().st_size for path in [*archives, *([validation] if validation else [])])
-    with show.TransferProgress(remarks) as progress:
+    with TransferProgress(remarks) as progress:
         return client.create_bot(
             archives,
             handles,

@@ -5,8 +5,6 @@ stdout is data, and `console` writes to it; whatever else there is to say goes t
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,21 +16,14 @@ from rich.console import Console
 from deployments import running
 from deployments.cli.terminal import is_tty
 from deployments.cli.words import complete_jobs, complete_models
-from deployments.show import plain
+from deployments.show import json_text, plain
 from serve.settings import Settings
 
 # Where no terminal tells a width, lines are not folded: programs read them.
 console = Console(width=None if is_tty(sys.stdout) else 240, highlight=False)
 remarks = Console(width=None if is_tty(sys.stderr) else 240, highlight=False, stderr=True)
 
-
-def _default_url() -> str:
-    """Of the service over the data folder here, if there is one. A wrong setting is for others to find."""
-    found = running.find(Path(os.environ.get("ROOKERY_DATA") or Settings().data))
-    return found.url if found else Settings().url
-
-
-DEFAULT_URL = _default_url()
+DEFAULT_URL = running.default_url()
 
 Url = Annotated[str, typer.Option("--url", envvar="ROOKERY_URL", help="The server to talk to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -61,7 +52,7 @@ def settings_of(data: Path | None) -> Settings:
 
 def print_json(value: Any) -> None:
     """A document on stdout."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json_text(value, indent=2))
 
 
 def tell(sentence: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -15,7 +14,19 @@ import typer
 
 from deployments import show
 from deployments.cli.app import USE, Exit, command
-from deployments.cli.generate import MaxTokens, RepetitionPenalty, Seed, Temperature, TopK, TopP, read_lines
+from deployments.cli.generate import (
+    MAX_SEED,
+    MaxTokens,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    draw_seed,
+    generate,
+    read_lines,
+    request_body,
+)
 from deployments.cli.options import DEFAULT_URL, ModelAt, Url, console, remark
 from deployments.cli.terminal import state_folder
 from deployments.client import Client, ServerUnreachable
@@ -37,8 +48,8 @@ _NUMBERS: dict[str, Callable[[str], float]] = {
 }
 _COMMANDS = (*_NUMBERS, "again", "help", "model", "quit", "save", "seed")
 _HISTORY_LINES = 1000
-_SEED_BITS = 32  # a person may want to write it down
 _MAX_TOKENS = 80
+_DEFAULTS = {"n": 1, "max_tokens": _MAX_TOKENS}  # of this command; without a number, others are the model's own
 
 
 class Misunderstood(RookeryError):
@@ -75,12 +86,32 @@ def play(
         "repetition_penalty": repetition_penalty,
     }
     with Client(url) as client:
-        game = Game(client, model, {name: value for name, value in said.items() if value is not None})
-        game.seed = secrets.randbits(_SEED_BITS) if seed is None else seed
+        game = Game(client, model, said)
+        game.seed = draw_seed() if seed is None else seed
         if sys.stdin.isatty() and sys.stdout.isatty():
             return _play_with_person(game)
         if not _play_lines(game):
             raise typer.Exit(Exit.REFUSED)
+
+
+@command(
+    USE,
+    """
+    rookery run huggingtweets/ada
+    rookery run huggingtweets/ada "My dream is"
+    echo "My dream is" | rookery run huggingtweets/ada
+    """,
+)
+def run(
+    model: ModelAt,
+    prompt: Annotated[str | None, typer.Argument(help="How the text begins.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Write with a bot: as `generate` where a prompt is given, here or on stdin, else as `play`."""
+    if prompt is None and sys.stdin.isatty():
+        play(model, url=url)
+    else:
+        generate(model, prompt, url=url)
 
 
 @dataclass(slots=True)
@@ -117,7 +148,7 @@ class Game:
             case "model" if value:
                 self.model = value
             case "seed" if value:
-                self.seed = int(_number(name, value, int))
+                self.seed = _seed(value)
             case "save" if value:
                 self._save(Path(value).expanduser())
             case _ if name in _NUMBERS:
@@ -129,26 +160,26 @@ class Game:
 
     def _set(self, name: str, value: str) -> None:
         option = name.replace("-", "_")
-        if value:
-            self.options[option] = _number(name, value, _NUMBERS[name])
-        else:
-            self.options.pop(option, None)
+        self.options[option] = _number(name, value, _NUMBERS[name]) if value else _DEFAULTS.get(option)
 
     def _write(self, prompt: str) -> None:
         self._last = prompt
-        body = {"max_tokens": _MAX_TOKENS, **self.options, "model": self.model, "prompt": prompt, "seed": self.seed}
-        with closing(self.client.stream({**body, "add_bos": True})) as pieces:
-            texts = show.show_stream(console, prompt, pieces)
-        self.texts += [{"model": self.model, "prompt": prompt, "text": text, "seed": self.seed} for text in texts]
-        self.seed += 1
+        body = request_body(self.model, prompt=prompt, seed=self.seed, **self.options)
+        texts: list[str] = []
+        try:
+            with closing(self.client.stream(body)) as pieces:
+                show.show_stream(console, prompt, pieces, texts)
+        finally:  # what came before Ctrl-C or an error was seen, and can be saved
+            self.texts += [{"model": self.model, "prompt": prompt, "text": text, "seed": self.seed} for text in texts]
+            self.seed += bool(texts)
 
     def _save(self, file: Path) -> None:
         if file.suffix == ".jsonl":
-            content = "".join(show.json_line(text) + "\n" for text in self.texts)
+            content = "".join(show.json_text(text) + "\n" for text in self.texts)
         else:
             content = "\n".join(f"{text['prompt']}{text['text']}\n" for text in self.texts)
         try:
-            with file.open("x", encoding="utf-8") as out:
+            with file.open("x", encoding="utf-8", errors="replace") as out:
                 out.write(content)
         except OSError as exc:
             raise Misunderstood(f"'{file}' cannot be written: {exc.strerror}.") from exc
@@ -156,10 +187,16 @@ class Game:
 
 
 def _number(name: str, value: str, parse: Callable[[str], float]) -> float:
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         if math.isfinite(number := parse(value)):
             return number
     raise Misunderstood(f"/{name} takes a number, such as /{name} 1.")
+
+
+def _seed(value: str) -> int:
+    if not 0 <= (seed := int(_number("seed", value, int))) <= MAX_SEED:
+        raise Misunderstood(f"/seed takes a number from 0 to {MAX_SEED}.")
+    return seed
 
 
 # --- Who plays --------------------------------------------------------------------------------------------

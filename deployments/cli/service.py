@@ -17,9 +17,10 @@ import typer
 from deployments import running, show
 from deployments.checklist import Checklist
 from deployments.cli.app import COMPLETE, SERVICE, Exit, command
-from deployments.cli.background import LOG, start
-from deployments.cli.options import DEFAULT_URL, AsJson, Data, console, print_json, remark, remarks, settings_of, tell
-from deployments.client import Client, Refused, ServerUnreachable
+from deployments.cli.background import LOG, DidNotStart, start
+from deployments.cli.options import AsJson, Data, console, print_json, remark, remarks, settings_of, tell
+from deployments.cli.terminal import is_tty
+from deployments.client import Client, ServerUnreachable
 from serve.errors import Conflict
 
 _Port = Annotated[int, typer.Option(min=1, max=65_535, help="The port of the HTTP API and the page.")]
@@ -55,21 +56,26 @@ def up(
     if base is not None:
         settings = replace(settings, base=base)
     plan = Plan(port, generators)
-    show_page = _show_page if sys.stdout.isatty() and not no_browser else None
+    show_page = _show_page if is_tty(sys.stdout) and not no_browser else None
     if not detach:
         return main(plan, settings, remarks, show_page)
-    if find_service(plan.url, settings.data, remarks):
-        return
     arguments = [f"--port={port}", f"--data={settings.data}", f"--base={settings.base}", f"--generators={generators}"]
     try:
-        start(arguments, settings.data, Checklist(remarks))
+        if find_service(plan.url, settings.data, remarks, waits=True):
+            return
+        try:
+            url = start(arguments, settings.data, Checklist(remarks))
+        except DidNotStart:
+            if running.find(settings.data) and find_service(plan.url, settings.data, remarks, waits=True):
+                return  # another `up` was quicker
+            raise
     except KeyboardInterrupt:
         remark("\nIt goes on starting. See it with: rookery status")
         raise typer.Exit(Exit.INTERRUPTED) from None
-    typer.echo(f"ready {plan.url}")
+    typer.echo(f"ready {url}")
     remark("It runs in the background. End it with: rookery down")
     if show_page is not None:
-        show_page(plan.url)
+        show_page(url)
 
 
 def _show_page(url: str) -> None:
@@ -118,13 +124,15 @@ def down(
 )
 def status(data: Data = None, url: _StatusUrl = None, as_json: AsJson = False) -> None:
     """Tell whether the service runs, where, and how it is; ends with 5 when none does."""
-    found = None if url else running.find(settings_of(data).data)
-    at = url or (found.url if found else DEFAULT_URL)
+    settings = settings_of(data)
+    found = None if url else running.find(settings.data)
+    at = url or (found.url if found else settings.url)
     facts: dict[str, Any] = {"up": found is not None, "url": at, "pid": found.pid if found else None}
     facts |= {"uptime_s": round(time.time() - found.started_at, 1) if found else None, "ready": False}
     try:
         with Client(at) as client:
-            facts |= {**_status_of(client), "up": True}
+            facts |= {**client.status(), "up": True}
+            is_stranger, has_key = "models" not in facts, bool(client.key)
         trouble = None
     except ServerUnreachable as error:
         trouble = error
@@ -132,6 +140,9 @@ def status(data: Data = None, url: _StatusUrl = None, as_json: AsJson = False) -
         print_json(facts)
     elif facts["up"]:
         console.print(show.facts_table(_as_rows(facts)))
+    if trouble is None and is_stranger:
+        why = "does not take the key in ROOKERY_API_KEY" if has_key else "needs a key (ROOKERY_API_KEY) to tell more"
+        remark(f"{at} {why}.")
     if found and trouble:
         trouble = ServerUnreachable("It is starting, or does not answer; see its log.")
     if trouble:
@@ -183,14 +194,6 @@ def completion(shell: Annotated[_Shell, typer.Argument(metavar="SHELL", help="ba
     from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     typer.echo(get_completion_script(prog_name="rookery", complete_var=COMPLETE, shell=shell.value))
-
-
-def _status_of(client: Client) -> dict[str, Any]:
-    """What the server tells, which is little where it does not know our key, and less where it is older."""
-    try:
-        return client.status()
-    except Refused:
-        return {"ready": client.is_ready()}
 
 
 def _as_rows(facts: dict[str, Any]) -> dict[str, object]:

@@ -8,7 +8,20 @@ import typer
 
 from deployments import show
 from deployments.cli.app import LOOK, USE, command
-from deployments.cli.options import DEFAULT_URL, AsJson, Limit, Model, ModelAt, Url, console, print_json, remark, tell
+from deployments.cli.options import (
+    DEFAULT_URL,
+    AsJson,
+    Limit,
+    Model,
+    ModelAt,
+    Url,
+    console,
+    print_json,
+    remark,
+    remarks,
+    tell,
+)
+from deployments.cli.words import complete_models, complete_revisions
 from deployments.client import Client, Refused
 
 
@@ -17,6 +30,7 @@ from deployments.client import Client, Refused
     """
     rookery ls
     rookery ls ada --json
+    rookery ls old- -q | xargs rookery rm
     """,
     name="ls",
 )
@@ -26,12 +40,14 @@ def list_models(
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """List the models that the server has."""
+    """List the models that the server has; with --quiet their ids alone."""
     with Client(url) as client:
         listed = client.list_models(limit=limit, query=query)
     if as_json:
         return print_json(listed)
-    console.print(show.models_table(listed["data"]))
+    if remarks.quiet:
+        return show.show_ids(console, listed["data"])
+    show.show_table(console, show.models_table(listed["data"]))
     if listed["has_more"]:
         remark(f"There are more than {limit}; use --limit, or name a part of the id.")
 
@@ -49,7 +65,7 @@ def ps(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
         listed = client.list_residents()
     if as_json:
         return print_json(listed)
-    console.print(show.residents_table(listed["data"]))
+    show.show_table(console, show.residents_table(listed["data"]))
 
 
 @command(
@@ -81,7 +97,9 @@ def show_model(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) ->
 )
 def card(
     model: ModelAt,
-    raw: Annotated[bool, typer.Option("--raw", help="As it is written, in a terminal too.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="As it is written, in a terminal too, but without control characters there.")
+    ] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -90,10 +108,10 @@ def card(
         text = client.read_card(model)
     if as_json:
         return print_json({"id": model, "card": text})
-    if raw or not console.is_terminal:
-        typer.echo(text, nl=not text.endswith("\n"))
-    else:
-        show.show_card(console, text)
+    if console.is_terminal and not raw:
+        return show.show_card(console, text)
+    shown = show.plain(text) if console.is_terminal else text
+    typer.echo(shown, nl=not text.endswith("\n"), color=True)  # else it takes out what looks like a colour
 
 
 @command(
@@ -109,7 +127,7 @@ def versions(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
         listed = client.list_versions(model)
     if as_json:
         return print_json(listed)
-    console.print(show.versions_table(listed["data"]))
+    show.show_table(console, show.versions_table(listed["data"]))
 
 
 @command(
@@ -121,7 +139,9 @@ def versions(model: Model, url: Url = DEFAULT_URL, as_json: AsJson = False) -> N
 )
 def rollback(
     model: Model,
-    revision: Annotated[str | None, typer.Argument(help="The one before, if none is named.")] = None,
+    revision: Annotated[
+        str | None, typer.Argument(help="The one before, if none is named.", autocompletion=complete_revisions)
+    ] = None,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -153,7 +173,9 @@ def _find_earlier(listed: list[dict[str, Any]], model: str) -> str:
     name="rm",
 )
 def remove(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="The models to delete.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="The models to delete.", autocompletion=complete_models)
+    ],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the Tab key proposes: names of models and jobs, asked of the server. Never an error, and never long."""
+"""What the Tab key proposes: models, revisions and jobs, asked of the server. Never an error, and never long."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def complete_models(context: typer.Context, incomplete: str) -> list[str]:
     return _beginning(incomplete, ask)
 
 
+def complete_revisions(context: typer.Context, incomplete: str) -> list[str]:
+    """Those that the model on the line could go back to, newest first."""
+    from deployments.client import Client
+
+    def ask() -> list[str]:
+        with Client(_url(context)) as client:
+            listed = client.list_versions(str(context.params.get("model")))["data"]
+        return [one["revision"] for one in listed if one["step"] is None and not one["is_main"]]
+
+    return _beginning(incomplete, ask)
+
+
 def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
     """Ids of jobs that begin as typed, newest first."""
     from deployments.client import Client
@@ -35,9 +47,9 @@ def complete_jobs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _url(context: typer.Context) -> str:
-    from deployments.cli.options import DEFAULT_URL
+    from deployments.running import default_url
 
-    return str(context.params.get("url") or DEFAULT_URL)
+    return str(context.params.get("url") or default_url())
 
 
 def _beginning(incomplete: str, ask: Callable[[], list[str]]) -> list[str]:

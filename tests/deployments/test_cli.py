@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 
+from deployments.cli import app, using
+from deployments.cli.words import complete_revisions
+from deployments.client import Client
 from serve.settings import Settings
 from serve.store.opening import open_store
 from tests.deployments.cli_world import COUNTS, Rookery, World, another_program
@@ -23,6 +31,28 @@ def test_ls_lists_the_models_or_those_with_a_word_in_their_id(rookery: Rookery, 
     assert "huggingtweets/ada" not in rookery("ls", "bob").out
     assert [model["id"] for model in json.loads(rookery("ls", "bob", "--json").out)["data"]] == ["huggingtweets/bob"]
     assert "more than 1" in rookery("ls", "--limit", 1).err
+
+
+def test_quiet_lists_are_ids_alone_for_other_programs(rookery: Rookery, world: World, archive: Path) -> None:
+    assert rookery("ls", "-q").out.split() == [*world.catalogue.models]
+    assert rookery("ls", "bob", "--limit", 1, "-q").out == "huggingtweets/bob\n"
+    rookery("train", archive)
+    assert rookery("jobs", "-q").out == rookery("jobs", "ls", "-q").out == "ftjob-0\n"
+
+
+@pytest.mark.parametrize("verb", ["rm", "erase", "bench"])
+def test_verbs_of_several_models_propose_them(verb: str, world: World) -> None:
+    root: Any = typer.main.get_command(app)
+    command = root.commands[verb]
+    context = command.make_context(verb, [], resilient_parsing=True)
+    proposed = command.params[0].shell_complete(context, "huggingtweets/a")
+    assert [item.value for item in proposed] == ["huggingtweets/ada"]
+
+
+def test_rollback_proposes_the_revisions_that_it_could_go_to(world: World) -> None:
+    context: Any = SimpleNamespace(params={"model": "huggingtweets/ada", "url": os.environ["ROOKERY_URL"]})
+    assert complete_revisions(context, "abc") == ["abc121"]
+    assert complete_revisions(context, "x") == []
 
 
 def test_ps_lists_what_is_in_memory(rookery: Rookery, world: World) -> None:
@@ -85,6 +115,13 @@ def test_an_id_that_is_none_asks_for_nothing_else(rookery: Rookery, world: World
         done = rookery(*arguments)
         assert (done.code, done.out, done.err.count("\n")) == (3, "", 1) and "of that name" in done.err
     assert list(world.files.records) == [file_id]
+
+
+def test_a_raw_card_cannot_steer_a_terminal(rookery: Rookery, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "read_card", lambda *_: "# Ada\x1b[2J\n")
+    assert rookery("card", "huggingtweets/ada", "--raw").out == "# Ada\x1b[2J\n"
+    monkeypatch.setattr(using, "console", Console(force_terminal=True))
+    assert rookery("card", "huggingtweets/ada", "--raw").out == "# Ada[2J\n"
 
 
 # --- Without a server -------------------------------------------------------------------------------------

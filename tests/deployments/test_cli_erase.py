@@ -88,6 +88,13 @@ def test_erase_without_a_terminal_deletes_nothing_but_by_yes(rookery: Rookery, p
     assert left(populated) == before
 
 
+def test_erase_asks_whether_a_person_was_meant(rookery: Rookery, populated: World) -> None:
+    before = left(populated)
+    done = rookery("erase", "ada", "nobody", "--yes")
+    assert (done.code, done.err) == (3, "rookery: The server has nothing of ada or nobody. Did you mean @ada?\n")
+    assert left(populated) == before
+
+
 def test_erase_tells_what_went_before_something_was_refused(rookery: Rookery, populated: World) -> None:
     done = rookery("erase", "fledgling", ADA, "--yes", "--json")
     assert (done.code, json.loads(done.out)["models"]) == (1, [])

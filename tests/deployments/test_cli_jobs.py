@@ -41,6 +41,7 @@ def test_train_sends_the_archives_in_order_and_says_how_to_follow(
 def test_train_sends_a_priority_a_validation_file_and_a_key(rookery: Rookery, world: World, archive: Path) -> None:
     held_out = archive.with_name("held_out.txt")
     held_out.write_bytes(b"posts to judge by")
+    assert rookery("train", archive, "--seed", 2**31).code == 2
     options = ["--priority", "high", "--validation", held_out, "--idempotency-key", "key-1", "--json"]
     first, second = (json.loads(rookery("train", archive, *options).out) for _ in range(2))
     assert first["id"] == second["id"] and len(world.jobs.jobs) == 1
@@ -68,11 +69,11 @@ def test_an_upload_whose_answer_is_lost_is_sent_again_under_the_same_key(
             if len(seen) > 1:
                 self.send_response(201)
                 self.end_headers()
-                self.wfile.write(b'{"id": "ftjob-0"}')
+                self.wfile.write(b'{"id": "ftjob-0", "status": "queued"}')
 
     with another_program(LosesFirstAnswer) as url:
         done = rookery("train", archive, "--json", "--url", url)
-    assert (done.code, json.loads(done.out)) == (0, {"id": "ftjob-0"})
+    assert (done.code, json.loads(done.out)) == (0, {"id": "ftjob-0", "status": "queued"})
     (key, body), (same_key, same_body) = seen
     assert key == same_key and all(archive.read_bytes() in sent for sent in (body, same_body))
 
@@ -197,7 +198,7 @@ def test_jobs_tells_when_a_job_will_be_ready(rookery: Rookery, world: World, arc
     job = replace(world.jobs.jobs["ftjob-0"], status=JobStatus.RUNNING, estimated_finish=int(time.time()) + 600)
     world.jobs.jobs["ftjob-0"] = job
     told = rookery("jobs").out.splitlines()[1].split()
-    assert told[5] in ("9:58", "9:59", "10:00")
+    assert told[4] in ("9:58", "9:59", "10:00")
 
 
 def test_runs_tells_what_a_job_used_and_made(rookery: Rookery, world: World, archive: Path) -> None:
@@ -226,6 +227,22 @@ def test_jobs_lists_shows_and_cancels(rookery: Rookery, world: World, archive: P
     missing = rookery("jobs", "show", "ftjob-9")
     assert (missing.code, missing.err) == (3, "rookery: There is no such job.\n")
     assert rookery("jobs", "--wait").code == 2
+
+
+def test_jobs_alone_lists_them_as_json_too(rookery: Rookery, world: World, archive: Path) -> None:
+    rookery("train", archive)
+    assert rookery("jobs", "--json").out == rookery("jobs", "ls", "--json").out
+    assert rookery("jobs", "--json", "ls").code == 2
+
+
+def test_a_job_is_cancelling_until_it_has_stopped(rookery: Rookery, world: World, archive: Path) -> None:
+    world.jobs.script = [JobStatus.RUNNING]
+    rookery("train", archive)
+    done = rookery("jobs", "cancel", "ftjob-0")
+    assert done.code == 0 and "Cancelling" in done.err and "rookery jobs wait ftjob-0" in done.err
+    world.jobs.script = []
+    rookery("train", archive)
+    assert rookery("jobs", "cancel", "ftjob-1").err == ""
 
 
 # --- The archives that ship with the project --------------------------------------------------------------
@@ -280,7 +297,7 @@ def test_preview_for_people_says_what_was_left_out_and_why_then_some_posts(rooke
     assert "status enough to learn from" in told
     assert "25 others' posts, passed on" in told and "12 fewer than 3 words of their own" in told
     samples = json.loads(rookery("preview", demo.ARCHIVES / "unit_seven.zip", "--json").out)["samples"]
-    assert len(samples) == 8 and lines[-8:] == samples
+    assert len(samples) == 8 and lines[-8:] == [f"  · {sample}" for sample in samples]
 
 
 def test_every_reason_to_leave_a_record_out_has_words() -> None:

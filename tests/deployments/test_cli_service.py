@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import pytest
 
 from deployments import running
 from deployments.cli.app import Exit, exit_of
+from deployments.cli.options import remark, remarks, tell
 from deployments.cli.words import complete_jobs, complete_models
 from deployments.client import Refused, ServerUnreachable
 from serve.errors import Conflict, HubUnreachable, ModelGated, ModelNotFound, RookeryError
@@ -50,6 +53,13 @@ for words in verbs(get_command(cli.app), []):
 heavy = {"torch", "transformers", "ray", "fastapi", "sqlalchemy", "huggingface_hub"} & sys.modules.keys()
 print(json.dumps({"told": told, "heavy": sorted(heavy)}))
 """
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -93,7 +103,7 @@ def test_quiet_leaves_data_and_errors(rookery: Rookery, world: World, place: str
 
     assert "more than 1" in rookery("ls", "--limit", 1).err
     listed = rookery(*quiet("ls", "--limit", 1))
-    assert (listed.code, len(listed.out.splitlines()), listed.err) == (0, 2, "")
+    assert (listed.code, len(listed.out.splitlines()), listed.err) == (0, 1, "")
     assert rookery(*quiet("show", "huggingtweets/missing")).err == "rookery: There is no such model.\n"
 
 
@@ -116,6 +126,45 @@ def test_a_reader_that_has_enough_is_no_error(arguments: list[str]) -> None:
     process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert process.communicate(timeout=60)[1] == ""
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams_are_no_error(closed: tuple[int, ...], tmp_path: Path) -> None:
+    shut = " ".join(f"{number}>&-" for number in closed)
+    command = ["sh", "-c", f'exec "$0" -m deployments.cli down --data "$1" {shut}', sys.executable, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == ("" if 1 in closed else f"Nothing runs over {tmp_path}.\n")
+
+
+@pytest.mark.parametrize("arguments", ["completion bash", "--help", "down --data /proc/nowhere"])
+def test_a_full_disk_under_stdout_is_one_sentence(arguments: str) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments.split()], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert done.returncode == 1
+    assert done.stderr == "rookery: The output cannot be written: No space left on device.\n"
+
+
+def test_letters_that_the_terminal_does_not_know_are_replaced(tmp_path: Path) -> None:
+    done = run("down", "--data", str(tmp_path / "küken"), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, f"Nothing runs over {tmp_path}/k?ken.\n")
+
+
+def test_an_argument_that_is_no_text_is_wrong_usage() -> None:
+    done = subprocess.run([*COMMAND, "show", b"ada\xff"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "rookery: Argument 2 is not UTF-8 text.\n")
+
+
+def test_what_is_told_holds_no_control_characters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remarks, "quiet", False)
+    for say in (tell, remark):
+        say("a\x1b]0;title\x07b")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("a]0;titleb\n",) * 2
 
 
 def test_the_version_is_told() -> None:
@@ -149,6 +198,55 @@ def test_a_service_is_found_while_it_runs(tmp_path: Path) -> None:
         assert found is not None and (found.pid, found.url) == (os.getpid(), "http://127.0.0.1:1")
     assert running.find(tmp_path / "data") is None
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_what_a_service_keeps_is_for_its_owner_alone(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running.announced(data, "http://127.0.0.1:1"):
+        modes = [path.stat().st_mode & 0o777 for path in (data, data / running.FILE)]
+    assert modes == [0o700, 0o600]
+
+
+def test_of_several_services_that_start_at_once_one_has_the_folder(tmp_path: Path) -> None:
+    code = f"""
+import pathlib, sys
+from deployments import running
+sys.stdin.readline()
+try:
+    with running.announced(pathlib.Path({str(tmp_path)!r}), "http://127.0.0.1:9"):
+        print("first", flush=True)
+        sys.stdin.readline()
+except running.RunsAlready:
+    print("late", flush=True)
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(4)
+    ]
+    said = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+    for process in processes:
+        assert process.stdout is not None
+        said.append(process.stdout.readline())
+    for process in processes:
+        process.communicate("end\n", timeout=60)
+    assert sorted(said) == ["first\n", "late\n", "late\n", "late\n"]
+
+
+def test_the_service_over_the_data_folder_is_the_one_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOKERY_DATA", str(tmp_path))
+    assert running.default_url() == "http://127.0.0.1:8000"
+    with running.announced(tmp_path, "http://127.0.0.1:9"):
+        assert running.default_url() == "http://127.0.0.1:9"
+        environ = {name: value for name, value in os.environ.items() if name != "ROOKERY_URL"}
+        done = subprocess.run([*COMMAND, "ls"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 5 and "No answer from http://127.0.0.1:9 " in done.stderr
 
 
 def test_what_a_killed_service_has_left_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -258,13 +356,57 @@ def test_a_second_up_over_the_same_folder_says_where_the_first_is(
             done = rookery("up", "--data", tmp_path, "--no-browser", *more)
             assert (done.code, done.out) == (0, f"ready {url}\n")
             assert f"running already at {url} (process {os.getpid()}" in done.err
+            assert "; nothing is started at http://127.0.0.1:8000." in done.err
+        port = int(url.rpartition(":")[2])
+    with running.announced(tmp_path, f"http://127.0.0.1:{port}"):
+        assert "nothing is started" not in rookery("up", "--data", tmp_path, "--port", port, "--no-browser").err
 
 
-def test_a_second_up_at_the_same_port_says_so(rookery: Rookery, world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--detach"]])
+def test_a_second_up_at_the_same_port_over_another_folder_is_refused(
+    rookery: Rookery, world: World, tmp_path: Path, more: list[str]
+) -> None:
     url = os.environ["ROOKERY_URL"].replace("localhost", "127.0.0.1")
-    done = rookery("up", "--data", tmp_path, "--port", url.rpartition(":")[2], "--no-browser")
-    assert (done.code, done.out) == (0, f"ready {url}\n")
-    assert "over another folder" in done.err and not (tmp_path / running.FILE).exists()
+    done = rookery("up", "--data", tmp_path, "--port", url.rpartition(":")[2], "--no-browser", *more)
+    assert (done.code, done.out) == (1, "")
+    assert f"over another folder than {tmp_path}" in done.err and not (tmp_path / running.FILE).exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--detach"]])
+def test_a_data_folder_that_cannot_be_written_is_named(rookery: Rookery, more: list[str]) -> None:
+    done = rookery("up", "--data", "/proc/nowhere", "--port", _free_port(), "--no-browser", *more)
+    assert (done.code, done.out) == (1, "")
+    assert "/proc/nowhere cannot be written" in done.err and "--data" in done.err
+
+
+def test_a_base_model_that_cannot_be_had_is_said_at_once(rookery: Rookery, tmp_path: Path) -> None:
+    variables = {"ROOKERY_HUB_ENABLED": "0", "ROOKERY_DATA": str(tmp_path)}
+    done = run("up", "--base", "nobody/none", "--port", str(_free_port()), "--no-browser", **variables)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "problem base model" in done.stderr and "'nobody/none'" in done.stderr
+    assert not (tmp_path / running.FILE).exists()
+
+
+def test_a_second_detached_up_waits_for_the_first(rookery: Rookery, tmp_path: Path) -> None:
+    with pretended_service(tmp_path) as process:
+        ending = threading.Timer(0.5, process.terminate)
+        ending.start()
+        done = rookery("up", "--data", tmp_path, "--detach", "--no-browser")
+        ending.join()
+    assert (done.code, done.out) == (1, "")
+    assert "starting already" in done.err and "ended before it was ready" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_ray_is_there_ends_the_start(tmp_path: Path, number: signal.Signals) -> None:
+    arguments = ["up", "--data", str(tmp_path), "--port", str(_free_port()), "--no-browser"]
+    with subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("ok      versions")
+        process.send_signal(number)
+        assert process.wait(60) == 130
+        assert "Traceback" not in process.stderr.read()
+    assert running.find(tmp_path) is None and not (tmp_path / running.FILE).exists()
 
 
 def test_a_second_up_during_the_first_ones_start_does_not_say_ready(rookery: Rookery, tmp_path: Path) -> None:
@@ -280,8 +422,9 @@ def test_a_start_in_the_background_that_fails_shows_the_end_of_its_log(rookery: 
         port = taken.getsockname()[1]
         done = rookery("up", "--detach", "--data", tmp_path, "--port", port, "--no-browser")
     assert (done.code, done.out) == (1, "")
-    assert "did not start" in done.err and f"Port {port}" in done.err
+    assert "did not start" in done.err and f"rookery: Port {port}" in done.err and f"process {os.getpid()}" in done.err
     assert f"Port {port}" in (tmp_path / "rookery.log").read_text()
+    assert (tmp_path / "rookery.log").stat().st_mode & 0o777 == 0o600
 
 
 # --- The Tab key ------------------------------------------------------------------------------------------
@@ -355,15 +498,13 @@ def test_other_shells_have_a_script_as_well(rookery: Rookery, shell: str) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_up_detached_status_and_down(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     variables = {"ROOKERY_HUB_ENABLED": "false", "ROOKERY_DATA": str(tmp_path), "ROOKERY_THREADS": "1"}
     started = run("up", "--detach", "--port", str(port), **variables)
     try:
         assert (started.returncode, started.stdout) == (0, f"ready http://127.0.0.1:{port}\n"), started.stderr
         steps = [line.split()[1] for line in started.stderr.splitlines() if line.startswith("ok ")]
-        assert steps == ["versions", "data", "database", "Ray", "deployments", "first"]
+        assert steps == ["versions", "data", "database", "base", "Ray", "deployments", "first"]
         told = json.loads(run("status", "--json", **variables).stdout)
         assert (told["ready"], told["replicas"]) == (True, 1)
         family = psutil.Process(told["pid"]).children(recursive=True)
@@ -373,3 +514,22 @@ def test_up_detached_status_and_down(tmp_path: Path) -> None:
     assert not any(one.is_running() for one in family)
     assert run("status", **variables).returncode == 5
     assert "ready" in (tmp_path / "rookery.log").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_of_two_starts_at_once_both_end_with_the_same_service(tmp_path: Path) -> None:
+    variables = {"ROOKERY_HUB_ENABLED": "false", "ROOKERY_DATA": str(tmp_path), "ROOKERY_THREADS": "1"}
+    command = [*COMMAND, "up", "--detach", "--port", str(_free_port())]
+    starts = [
+        subprocess.Popen(command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        said = [start.communicate(timeout=120)[0] for start in starts]
+        assert [start.returncode for start in starts] == [0, 0]
+        found = running.find(tmp_path)
+        assert found is not None and said == [f"ready {found.url}\n"] * 2
+    finally:
+        assert run("down", **variables).returncode == 0

@@ -183,6 +183,14 @@ def test_erase_shows_what_goes_and_asks(run: Run, world: World) -> None:
     assert ADA in world.catalogue.models
 
 
+def test_ctrl_c_at_a_question_is_an_interrupt(run: Run, world: World) -> None:
+    terminal = run("erase", "@ada", ADA)
+    terminal.wait_for("[y/N]: ")
+    terminal.press(CTRL_C)
+    assert terminal.ends_with() == 130
+    assert ADA in world.catalogue.models
+
+
 # --- Texts ------------------------------------------------------------------------------------------------
 
 
@@ -200,10 +208,14 @@ def test_play_writes_on_stops_at_ctrl_c_and_ends_at_ctrl_d(run: Run, world: Worl
     terminal.wait_for("never ends")
     terminal.press(CTRL_C)
     terminal.wait_for("huggingtweets/stuck> ")
+    terminal.press(f"/save {tmp_path / 'kept.txt'}\n")
+    terminal.wait_for("2 texts are in")
+    terminal.wait_for("huggingtweets/stuck> ")
     terminal.press("half a line" + CTRL_C)
     terminal.wait_for("huggingtweets/stuck> ")
     terminal.press(CTRL_D)
     assert terminal.ends_with() == 0
+    assert "never ends" in (tmp_path / "kept.txt").read_text()
     assert (tmp_path / "state/rookery/play_history").read_text().splitlines()[:2] == [
         "Today",
         "/model huggingtweets/stuck",

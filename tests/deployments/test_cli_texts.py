@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from deployments import show
 from deployments.cli.bench import Text, summarize
-from tests.deployments.cli_world import Rookery, World
+from serve.errors import Overloaded
+from serve.types import Delta, GenerationRequest
+from tests.deployments.cli_world import Rookery, World, another_program
 
 ADA = "huggingtweets/ada"
 
@@ -157,8 +162,57 @@ def test_a_stream_that_breaks_off_is_an_error_on_a_line_of_its_own(rookery: Rook
     assert "no usable numbers" in done.err
 
 
-def test_a_terminal_gets_no_control_characters_of_others() -> None:
-    assert show.plain("\x1b]0;owned\x07a\tb\nc\x9b2J \x7f👩\u200d🚀") == "]0;owneda\tb\nc2J 👩\u200d🚀"
+@pytest.fixture(params=["after a piece", "within a piece"])
+def cut_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server whose streams end before they are done."""
+
+    class Cut(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            piece = b'data: {"choices": [{"index": 0, "text": " is", "finish_reason": null}]}\n\n'
+            self.send_response(200)
+            if request.param == "within a piece":
+                self.send_header("content-length", str(2 * len(piece)))
+            self.end_headers()
+            self.wfile.write(piece)
+
+    with another_program(Cut) as url:
+        yield url
+
+
+def test_a_stream_that_is_cut_is_no_success(rookery: Rookery, feed: Feed, cut_url: str) -> None:
+    feed(b"Today\nnot asked\n")
+    for arguments in (["generate", ADA, "Today", "--stream"], ["play", ADA]):
+        done = rookery(*arguments, "--url", cut_url)
+        assert (done.code, done.out) == (5, "Today is\n") and done.err.count("broke off") == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_wrong_usage(rookery: Rookery, world: World, feed: Feed, seed: int) -> None:
+    assert rookery("generate", ADA, "Today", "--seed", seed).code == 2
+    feed(f"/seed {seed}\n".encode())
+    assert "/seed takes a number from 0" in rookery("play", ADA).err
+
+
+# --- run --------------------------------------------------------------------------------------------------
+
+
+def test_run_writes_where_there_is_a_prompt(rookery: Rookery, world: World, feed: Feed) -> None:
+    feed(b"I think\n")
+    for arguments, prompt in ((["Today"], "Today"), ([], "I think")):
+        done = rookery("run", ADA, *arguments)
+        assert done.code == 0 and done.out.startswith(prompt) and "The seed was" in done.err
+        assert world.generator.requests[-1].prompts == (prompt,)
+
+
+def test_run_without_a_prompt_in_a_terminal_is_play(
+    rookery: Rookery, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = pty.openpty()
+    with os.fdopen(master, "wb", 0) as keyboard, os.fdopen(slave) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        keyboard.write(b"Today\n/again\n/quit\n")
+        done = rookery("run", ADA)
+    assert (done.code, len(world.generator.requests)) == (0, 2)
 
 
 # --- play -------------------------------------------------------------------------------------------------
@@ -193,7 +247,17 @@ def test_play_obeys_commands_between_lines(rookery: Rookery, world: World, feed:
 
 @pytest.mark.parametrize(
     "line",
-    ["/frobnicate", "/again", "/n many", "/temperature nan", "/seed 1.5", "/save /", "/n 17\nx", "/model a b\nx"],
+    [
+        "/frobnicate",
+        "/again",
+        "/n many",
+        f"/n {10**400}",
+        "/temperature nan",
+        "/seed 1.5",
+        "/save /",
+        "/n 17\nx",
+        "/model a b\nx",
+    ],
 )
 def test_a_line_that_play_cannot_do_is_told_and_the_next_one_is_done(
     rookery: Rookery, world: World, feed: Feed, line: str
@@ -230,6 +294,25 @@ def test_bench_counts_errors_and_says_what_is_not_there(rookery: Rookery, world:
     assert rookery("bench", "--models", 9, "--seconds", 0.1).code == 3
     for wrong in ("0", "a", "1,,2", "2000"):
         assert rookery("bench", "--streams", wrong).code == 2
+
+
+def test_bench_says_that_figures_with_errors_are_none(
+    rookery: Rookery, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, num_asked, num_good = world.generator.generate, count(), 1
+
+    def fail_late(request: GenerationRequest) -> AsyncIterator[list[Delta]]:
+        if next(num_asked) >= num_good:
+            raise Overloaded("Too many requests.")
+        return write(request)
+
+    monkeypatch.setattr(world.generator, "generate", fail_late)
+    asked = ("bench", ADA, "--streams", 1, "--seconds", 0.2, "--max-tokens", 2)
+    failed = rookery(*asked)
+    assert (failed.code, "requests failed: do not use these figures" in failed.err) == (1, True)
+    num_asked, num_good = count(), 4
+    mixed = rookery(*asked, "--json")
+    assert (mixed.code, "do not use" in mixed.err) == (0, True) and json.loads(mixed.out)["levels"][0]["texts"] == 2
 
 
 def test_a_text_counts_with_the_part_that_came_in_time() -> None:

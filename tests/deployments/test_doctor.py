@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from deployments import running
 from deployments.cli import doctor
+from serve.database.connection import SCHEMA, Database
 from serve.settings import Settings
 from tests.deployments.cli_world import Rookery, another_program
+from tests.deployments.conftest import BASE, import_tiny_model
 
 
 def test_a_sound_machine_has_no_problem(rookery: Rookery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +26,7 @@ def test_a_sound_machine_has_no_problem(rookery: Rookery, tmp_path: Path, monkey
     found = json.loads(done.out)
     assert (done.code, found["ok"]) == (0, True), found
     names = [one["name"] for one in found["checks"]]
-    assert names[:3] == ["settings", "Python", "packages"] and len(names) == len(set(names)) == 13
+    assert names[:3] == ["settings", "Python", "packages"] and len(names) == len(set(names)) == 15
     assert all(one["said"] and one["mark"] in ("ok", "note") for one in found["checks"])
     assert list(tmp_path.iterdir()) == []  # it changes nothing
     lines = rookery("doctor", "--data", tmp_path, "--port", port).out.splitlines()
@@ -46,6 +49,36 @@ def test_a_port_tells_whose_it_is(tmp_path: Path) -> None:
     assert doctor.check_port(port, tmp_path).mark == "ok"
     with running.announced(tmp_path, "http://127.0.0.1:1"):
         assert "http://127.0.0.1:1" in doctor.check_port(port, tmp_path).said
+
+
+def test_a_database_is_read_and_not_made(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    assert doctor.check_database(settings).said == "SQLite, not there yet" and list(tmp_path.iterdir()) == []
+    Database(settings.sql_url).close()
+    assert doctor.check_database(settings) == doctor.Finding("database", "ok", f"sqlite, schema {SCHEMA}")
+    with sqlite3.connect(tmp_path / "rookery.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    newer = doctor.check_database(settings)
+    assert newer.mark == "problem" and "newer release" in newer.said
+    (tmp_path / "rookery.db").write_bytes(b"no database at all" * 100)
+    assert doctor.check_database(settings).mark == "problem"
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://ada:secret@127.0.0.1:9/bots", "no address", "oracle+x://a/b"])
+def test_a_database_that_cannot_be_had_is_a_problem_and_its_password_is_not_shown(url: str) -> None:
+    found = doctor.check_database(Settings(database_url=url))
+    assert found.mark == "problem" and "secret" not in f"{found.said} {found.advice}"
+
+
+def test_a_base_model_is_here_or_can_be_fetched_or_is_a_problem(tmp_path: Path) -> None:
+    assert doctor.check_base(Settings(data=tmp_path, hub_enabled=False)).mark == "ok"
+    assert doctor.check_base(Settings(data=tmp_path, base="nobody/none")).mark == "note"
+    for base in ("nobody/none", "../.."):
+        assert doctor.check_base(Settings(data=tmp_path, base=base, hub_enabled=False)).mark == "problem"
+    assert list(tmp_path.iterdir()) == []
+    import_tiny_model(tmp_path, BASE)
+    assert doctor.check_base(Settings(data=tmp_path, base=BASE, hub_enabled=False)).mark == "ok"
 
 
 def test_a_data_folder_that_cannot_be_written_is_a_problem() -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
+from deployments.stopping import Stopped, caught_signals
 from deployments.up import _set_environment
 from serve.settings import Settings
 from tests.deployments.conftest import BASE, import_tiny_model, start_service, stop_service
@@ -28,7 +30,9 @@ def test_a_port_in_use_is_said_in_one_sentence() -> None:
         port = taken.getsockname()[1]
         ended = up("--port", str(port))
     assert ended.returncode == 1
-    assert ended.stderr == f"Port {port} on 127.0.0.1 cannot be used (Address already in use); choose another one.\n"
+    by = f"process {os.getpid()}, {psutil.Process().name()}"
+    said = f"Port {port} on 127.0.0.1 cannot be used (Address already in use by {by}); choose another one.\n"
+    assert ended.stderr == said
 
 
 def test_a_wrong_setting_is_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +54,35 @@ def test_a_service_on_one_machine_answers_to_no_other_name_unless_told_so(
     monkeypatch.setattr(os, "environ", environment)
     _set_environment(Settings.from_env({**variables, "ROOKERY_DATA": str(tmp_path)}), {})
     assert environment["ROOKERY_HOSTS"] == hosts
+
+
+def test_a_signal_that_python_loses_in_a_finalizer_is_noticed_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: lost.append(about.exc_type))
+
+    class Finalizer:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with caught_signals() as signals:
+            signals.check()
+            Finalizer()
+            assert lost == [Stopped]
+            with pytest.raises(Stopped):
+                signals.check()
+            signal.raise_signal(signal.SIGINT)  # a second one is ignored while the service ends
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_signals_are_afterwards_as_they_were_before() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with caught_signals():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.ray
