@@ -7,6 +7,7 @@ Everything on it was printed by the command to a pseudo-terminal, on a service t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import shutil
@@ -47,13 +48,13 @@ def main() -> None:
         for command in _COMMANDS:
             shown = command.format(port=8000)
             stream.feed(f"\x1b[1;32m$\x1b[0m \x1b[1m{shown}\x1b[0m\r\n".encode())
-            _run(command.format(port=port), Path(folder), port, stream)
-            stream.feed(b"\r\n")
-    picture = _draw(screen).replace(f":{port}", ":8000").replace(f"{folder}/", "")
-    (ROOT / "deployments" / "terminal.svg").write_text(picture, encoding="utf-8")
+            printed = _run(command.format(port=port), Path(folder), port)
+            stream.feed(printed.replace(f"{folder}/".encode(), b"").replace(f":{port}".encode(), b":8000") + b"\r\n")
+    (ROOT / "deployments" / "terminal.svg").write_text(_draw(screen), encoding="utf-8")
 
 
-def _run(command: str, folder: Path, port: int, stream: pyte.ByteStream) -> None:
+def _run(command: str, folder: Path, port: int) -> bytes:
+    """What it prints to a terminal."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {
         **os.environ,
@@ -70,14 +71,13 @@ def _run(command: str, folder: Path, port: int, stream: pyte.ByteStream) -> None
         ["bash", "-c", command], cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
     )
     os.close(theirs)
-    while True:
-        try:
-            data = os.read(ours, 65_536)
-        except OSError:  # the last one who could write has gone
-            break
-        stream.feed(data)
+    printed = b""
+    with contextlib.suppress(OSError):  # the last one who could write has gone
+        while data := os.read(ours, 65_536):
+            printed += data
     process.wait()
     os.close(ours)
+    return printed
 
 
 def _draw(screen: pyte.Screen) -> str:
