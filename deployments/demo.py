@@ -126,6 +126,8 @@ def _speak(console: Console, client: Client, model: str) -> None:
 def _next_steps(url: str, data: Path, model: str) -> str:
     rookery = os.path.relpath(Path(sys.executable).parent / "rookery")
     return f"""\
+  {url}   # the page, in a browser
+
   {rookery} up --data {data}   # where the service has been stopped
 
   {rookery} generate {model} "{PROMPT}" -n 5 --url {url}
