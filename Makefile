@@ -19,8 +19,10 @@ $(INSTALLED): pyproject.toml $(wildcard serve/engine/native/*.[ch]pp)
 demo: $(INSTALLED)
 	$(BIN)/python -m deployments.demo
 
+# Two workers: much of it waits, for deadlines and for processes that start.
+WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -16,6 +16,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of two workers, one has a file to itself, and one has all that need the live application, which is one."""
+    for item in items:
+        is_live = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if is_live else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real tweets and archives that may lie beside the checkout; tests that want them skip without."""

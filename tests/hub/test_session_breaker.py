@@ -109,7 +109,10 @@ def test_trouble_with_several_repositories_is_the_hosts(bad: Act) -> None:
         assert breakers.of(server.url).state == "open"
 
 
-@pytest.mark.parametrize("down", [*map(answer, (429, 502, 503, 504)), reset, None], ids=repr)
+_DOWN = {"429": answer(429), "502": answer(502), "503": answer(503), "504": answer(504), "reset": reset, "none": None}
+
+
+@pytest.mark.parametrize("down", _DOWN.values(), ids=_DOWN.keys())
 def test_f13_at_a_dead_hub_everybody_is_told_at_once_also_when_all_want_one_model(down: Act | None) -> None:
     breakers = Breakers()
     with scripted(down or reset) as server:

@@ -178,7 +178,7 @@ async def test_two_people_have_a_line_each_and_one_together(client: httpx.AsyncC
     page = await review(client, ("x.zip", archive, ""), ("posts.txt", plain(), "bob"))
     assert fields_of(page)["handle"] == ["Ada_L", "bob"]
     assert "huggingtweets/ada_l-bob" in said(page)
-    assert "Together" in page.text
+    assert ">All</th>" in page.text
     assert "400 posts are kept" in said(page)
 
 
