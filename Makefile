@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-train quality chaos-jobs hub-check docs-check clean
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-peers bench-train quality chaos-jobs hub-check docs-check page-check metrics-check k8s-check image-check clean
 
 install: $(INSTALLED)
 
@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 # Two workers: much of it waits, for deadlines and for processes that start.
 WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadscope
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -31,23 +31,28 @@ check: $(INSTALLED)
 
 # The first time it also builds llama.cpp's server, in ~/.cache/rookery-peers, which takes some minutes.
 bench-engine: $(INSTALLED)
-	$(BIN)/python -m loadtest.engine_bench
+	$(BIN)/python -m loadtest.engine.bench
 
 # Add ARGS=--soak for 10,000 loads and evictions.
 bench-thrash: $(INSTALLED)
-	$(BIN)/python -m loadtest.engine_thrash $(ARGS)
+	$(BIN)/python -m loadtest.engine.thrash $(ARGS)
 
 # Needs a CUDA device; says so, with status 2, where there is none.
 bench-gpu: $(INSTALLED)
-	@$(BIN)/python -m loadtest.engine_gpu
+	@$(BIN)/python -m loadtest.engine.gpu
+
+# Rookery, an LRU of transformers models, Ray Serve's multiplexing, llama.cpp and `transformers serve` on the same
+# requests; at most 10 minutes, ends with one JSON line. The first time it also builds llama.cpp and writes the models.
+bench-peers: $(INSTALLED)
+	@$(BIN)/python -m loadtest peers $(ARGS)
 
 # Against transformers' Trainer on the same texts; ends with one JSON line.
 bench-train: $(INSTALLED)
-	$(BIN)/python -m loadtest.train_bench $(ARGS)
+	$(BIN)/python -m loadtest.training.bench $(ARGS)
 
 # Ten bots judged; needs tweets: make quality ARGS="--tweets FOLDER"
 quality: $(INSTALLED)
-	@$(BIN)/python -m loadtest.train_quality $(ARGS)
+	@$(BIN)/python -m loadtest.training.quality $(ARGS)
 
 # Rookery's clients, a hostile Hub, hostile weights, an outage and 100,000 models; ends with one JSON line.
 hub-check: $(INSTALLED)
@@ -60,6 +65,22 @@ docs-check: $(INSTALLED)
 # The page in a real Chromium, as people use it; ends with one JSON line. Add ARGS="--screenshots FOLDER" to keep pictures.
 page-check: $(INSTALLED)
 	@$(BIN)/python -m tests.web.check $(ARGS)
+
+# Dashboards and alerts, on a real Prometheus that scrapes a live service; ends with one JSON line. Needs the package
+# prometheus of Debian or Ubuntu. Add ARGS="--picture FILE.png --dump FILE.jsonl" to see what every panel shows.
+metrics-check: $(INSTALLED)
+	@$(BIN)/python -m tests.monitoring.check $(ARGS)
+
+# The manifests against schemas, refusals and policies; then a Ray cluster of several pods on this machine, upgraded,
+# drained and broken under load; ends with one JSON line. Needs kubectl, and for the cluster root on Linux with Debian's
+# iproute2 and redis-server. Without the cluster: ARGS=--offline
+k8s-check: $(INSTALLED)
+	@$(BIN)/python -m tests.k8s.check $(ARGS)
+
+# The image, built from its Dockerfile without Docker and started read-only as it is in a cluster; ends with one JSON line.
+# Needs root and Debian's buildah and mmdebstrap, and takes some 10 minutes and 15 GB.
+image-check: $(INSTALLED)
+	@$(BIN)/python -m tests.k8s.image_check $(ARGS)
 
 # Trainers killed at random, on either database; ends with one JSON line.
 KILLS ?= 200

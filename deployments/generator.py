@@ -3,31 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 
 from ray import serve
 
-from deployments.parts import read_settings
+from deployments.parts import open_metrics, read_settings
+from deployments.pulse import with_pulse
 from deployments.router import SEAT
+from deployments.scaling import GeneratorLoad
+from deployments.tracing import annotate
 from deployments.wire import PackedDelta, pack
 from serve.generator import LocalGenerator
-from serve.types import GenerationRequest, ReplicaView
+from serve.logs import configure
+from serve.pool.working_set import WINDOW_S
+from serve.types import GenerationRequest, ReplicaView, UsageSketch
 
 
 class Generator:
     """The `Generator` protocol as methods that a Ray Serve handle can call."""
 
-    def __init__(self, overrides: Mapping[str, str]) -> None:
+    def __init__(self, overrides: Mapping[str, str], working_set_s: float = WINDOW_S) -> None:
         self._replica: str = serve.get_replica_context().replica_id.unique_id
-        self._generator = LocalGenerator(read_settings(overrides))  # Ray calls constructors inside the event loop
+        settings = read_settings(overrides)
+        configure(settings, part="generator", replica=self._replica)
+        # Ray calls constructors inside the event loop.
+        self._generator = LocalGenerator(
+            settings, metrics=open_metrics(settings), on_end=annotate, working_set_s=working_set_s
+        )
+        self._num_places = settings.max_sequences
+        self._working_set_s = working_set_s
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[PackedDelta]]:
-        async for deltas in self._generator.generate(request):
-            yield pack(deltas)
+        async with aclosing(with_pulse(self._generator.generate(request))) as flushes:
+            async for deltas in flushes:
+                yield pack(deltas)
 
     def record_replica_metadata(self) -> dict[str, int]:
         """Ray asks once, when the replica has started; its routers see the answer."""
         return {SEAT: serve.get_replica_context().rank.rank}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray asks every few seconds, where it may change the number of generators."""
+        view = self._generator.view()
+        return GeneratorLoad(
+            texts=view.num_running + view.num_queued + view.num_waiting,
+            places=self._num_places,
+            asked_bytes=self._generator.asked_bytes,
+            budget_bytes=view.budget_bytes,
+            window_s=self._working_set_s,
+        ).to_stats()
 
     async def replicas(self) -> list[ReplicaView]:
         """This one alone, under its name."""
@@ -35,15 +60,14 @@ class Generator:
         residents = tuple(replace(resident, replica=self._replica) for resident in view.residents)
         return [replace(view, name=self._replica, residents=residents)]
 
+    async def usage(self) -> UsageSketch:
+        return self._generator.usage()
+
     async def forget(self, model_id: str) -> None:
         await self._generator.forget(model_id)
 
     async def check_ready(self) -> None:
         await self._generator.check_ready()
-
-    async def metrics_text(self) -> tuple[str, str]:
-        """This replica's name, and its Prometheus exposition."""
-        return self._replica, self._generator.metrics_text()
 
     async def check_health(self) -> None:
         """Ray calls it again and again: the event loop must answer in time, and the engine's thread be there."""

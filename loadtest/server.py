@@ -12,12 +12,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def free_port() -> int:
+    """Of this machine; nobody has it yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def running_server(data: Path, dtype: str) -> Iterator[str]:
     """`rookery up` on a free port; yields its URL once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environ = os.environ | {"ROOKERY_DTYPE": dtype, "ROOKERY_HUB_ENABLED": "0"}
     command = [sys.executable, "-m", "deployments.cli", "up", "--port", str(port), "--data", str(data), "--no-browser"]
     with (data / "server.log").open("w") as log:

@@ -8,7 +8,6 @@ loaded -> lease its weights -> its sequences join the engine's running batch -> 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -16,6 +15,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+from serve.account import Account
 from serve.engine.device import engine_config
 from serve.engine.engine import Engine, Slot, StepStats
 from serve.engine.sequence import Output, Sequence
@@ -32,11 +32,15 @@ from serve.hub.opening import open_hub
 from serve.hub.session import Session
 from serve.loader import EngineLoader, Facts
 from serve.locator import Locator
+from serve.logs import bound, get_logger
 from serve.metrics import Metrics
 from serve.pool.loader import Evicted, Loaded, LoadFailed, PoolEvent
 from serve.pool.pool import ModelPool
+from serve.pool.reloads import Reloads
+from serve.pool.working_set import WINDOW_S
 from serve.settings import Settings
-from serve.store.opening import open_store
+from serve.store.local_copies import LocalCopies
+from serve.store.opening import open_copies, open_store
 from serve.store.revisions import Revision
 from serve.types import (
     Delta,
@@ -47,75 +51,103 @@ from serve.types import (
     Resident,
     SamplingParams,
     Tier,
+    TopView,
+    UsageSketch,
 )
+from serve.usage import Usage, top_of
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 _NUM_EVICTIONS = 50  # that are shown
+_GAUGES_S = 1.0
+_SWEEP_S = 600.0
 _MAX_FRESH = 1024  # tokens of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
 
 
 class LocalGenerator:
     """A `Generator` in this process; make it inside the event loop that will use it, and `close` it.
 
-    `open_session` makes its ways to the Hub.
+    `open_session` makes its ways to the Hub; `on_end` is called in the task of each request when it has ended.
+    `working_set_s`: how long ago a model may have been asked for to count in `asked_bytes`.
     """
 
     def __init__(
-        self, settings: Settings, *, metrics: Metrics | None = None, open_session: Callable[..., Session] = Session
+        self,
+        settings: Settings,
+        *,
+        metrics: Metrics | None = None,
+        open_session: Callable[..., Session] = Session,
+        on_end: Callable[[Account], None] | None = None,
+        working_set_s: float = WINDOW_S,
     ) -> None:
         self._settings = settings
-        self._metrics = metrics or Metrics(part="engine")
+        self._metrics = metrics or Metrics(enabled=False)
         self._loop = asyncio.get_running_loop()
         store = open_store(settings)
         hub = open_hub(settings, store, self._metrics, open_session=open_session)
         self._locator = Locator(store, hub, self._metrics)
         config = engine_config(settings)
         self._engine = Engine(config, on_outputs=self._on_outputs, on_step=self._on_step)
-        self._loader = EngineLoader(store, self._engine)
+        self._copies = open_copies(settings, store, self._metrics)
+        self._loader = EngineLoader(store, self._engine, self._copies)
         self._pool: ModelPool[Facts, Slot] = ModelPool(
             self._loader,
             budget_bytes=config.budget_bytes,
             max_parallel_loads=settings.parallel_loads,
+            working_set_s=working_set_s,
             on_event=self._on_pool_event,
         )
-        self._metrics.pool_budget_bytes.set(config.budget_bytes)
+        self._metrics.pool_budget_bytes.labels("device").set(config.budget_bytes)
+        self._reloads = Reloads()
         self._calls: dict[Sequence, _Call] = {}
         self._evictions: deque[tuple[float, Evicted]] = deque(maxlen=_NUM_EVICTIONS)  # with when; the newest first
         self._started = time.monotonic()
         self._releases: set[asyncio.Task[None]] = set()
         self._flush_clock = FlushClock(settings.flush_interval_s)
+        self._on_end = on_end
+        self._usage = Usage()
+        self._probe = GenerationRequest(settings.base, ("",), {"max_new_tokens": 1, "ignore_eos": True})
         self._closed = False
+        self._gauges = asyncio.create_task(self._keep_gauges()) if self._metrics.is_enabled else None
+        self._sweeping = asyncio.create_task(self._sweep_copies(self._copies)) if self._copies else None
 
     # --- The Generator protocol -----------------------------------------------------------------------------
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         """Raises: ModelNotFound, ModelUnusable, InvalidRequest, Overloaded, ... before the first delta."""
-        arrived = time.monotonic()
-        revision, fetch_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+        account = Account(request)
         try:
-            call = await self._admit(request, revision, fetch_s, arrived)
-        except ModelNotFound:  # it was here: since then it has made room for another one, or was replaced
-            await self._pool.forget(lambda key: key == _key_of(revision))
-            revision, again_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
-            call = await self._admit(request, revision, fetch_s + again_s, arrived)
-        try:
-            async for outputs in call.flushes():
-                yield _deltas(call, outputs)
+            call = await self._find(request, account)
+            try:
+                async for outputs in call.flushes():
+                    deltas = _deltas(call, outputs)
+                    account.add(deltas)
+                    self._count_waits(call, deltas)
+                    yield deltas
+            finally:
+                self._engine.cancel(call.sequences)
+        except BaseException as exc:  # also the caller's leaving
+            account.end(exc)
+            raise
         finally:
-            self._engine.cancel(call.sequences)
+            if request is not self._probe:
+                self._settle(account)
 
     async def replicas(self) -> list[ReplicaView]:
         return [self.view()]
+
+    async def top(self, limit: int) -> TopView:
+        return top_of([self.usage()], limit)
 
     async def forget(self, model_id: str) -> None:
         wanted = model_id.lower()  # ids name the same model in any case
         await self._locator.forget(wanted)
         await self._pool.forget(lambda key: key.partition("@")[0].lower() == wanted)
+        if self._copies is not None:  # after what is in memory, which matters more
+            await asyncio.to_thread(self._copies.forget, wanted)
 
     async def check_ready(self) -> None:
-        request = GenerationRequest(self._settings.base, ("",), {"max_new_tokens": 1, "ignore_eos": True})
-        async for deltas in self.generate(request):
+        async for deltas in self.generate(self._probe):
             for delta in deltas:
                 if delta.error:
                     raise RookeryError(delta.error)
@@ -123,6 +155,9 @@ class LocalGenerator:
     async def close(self) -> None:
         """End what is running, free every slot, stop the threads."""
         self._closed = True
+        for task in (self._gauges, self._sweeping):
+            if task is not None:
+                task.cancel()
         self._locator.close()
         self._engine.cancel(list(self._calls))
         await asyncio.gather(*self._releases)
@@ -153,14 +188,43 @@ class LocalGenerator:
             up_s=now - self._started,
         )
 
-    def metrics_text(self) -> str:
-        """Prometheus exposition of this process's engine and pool."""
-        return self._metrics.render()
+    @property
+    def asked_bytes(self) -> int:
+        """Of the models asked for of late, whether or not there was room for them."""
+        return self._pool.asked_bytes
+
+    def usage(self) -> UsageSketch:
+        """What has been asked of this generator, to be put together with others'."""
+        return self._usage.sketch()
 
     def check_alive(self) -> None:
         """Raises: RookeryError when no text can ever be written here again."""
         if not self._engine.is_alive:
             raise RookeryError("The engine's thread has ended.")
+
+    async def _find(self, request: GenerationRequest, account: Account) -> _Call:
+        """The request's sequences, with the engine, by a model that is here by now."""
+        arrived = time.monotonic()
+        with bound(request_id=request.request_id):
+            revision, fetch_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+            account.model_id = revision.model_id
+            try:
+                return await self._admit(request, revision, fetch_s, arrived)
+            except ModelNotFound:  # it was here: since then it has made room for another one, or was replaced
+                await self._pool.forget(lambda key: key == _key_of(revision))
+                revision, again_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+                return await self._admit(request, revision, fetch_s + again_s, arrived)
+
+    def _settle(self, account: Account) -> None:
+        """Nothing that goes wrong here may take the place of how the generation ended."""
+        try:
+            account.tell()
+            if account.is_answered:
+                self._usage.add(account.model_id, account.caller, account.num_tokens)
+            if self._on_end is not None:
+                self._on_end(account)
+        except Exception:
+            log.exception("account_not_told")
 
     async def _admit(self, request: GenerationRequest, revision: Revision, fetch_s: float, arrived: float) -> _Call:
         """The request's sequences, with the engine, which took `fetch_s` to bring the revision here."""
@@ -185,6 +249,7 @@ class LocalGenerator:
                 await call.done.wait()
 
         self._calls.update(dict.fromkeys(call.sequences, call))
+        call.admitted_s = time.monotonic() - call.origin.arrived
         self._engine.submit(slot, call.sequences)
         task = asyncio.create_task(release())
         self._releases.add(task)
@@ -210,20 +275,53 @@ class LocalGenerator:
         self._metrics.batch_rows.observe(stats.num_rows)
         self._metrics.batch_models.observe(stats.num_models)
         self._metrics.step_duration.observe(stats.duration_s)
-        self._metrics.queue_depth.set(stats.num_waiting)
 
     def _on_pool_event(self, event: PoolEvent) -> None:
         match event:
             case Loaded():
                 self._metrics.model_loads.labels(event.tier, "ok").inc()
                 self._metrics.model_load_duration.labels(event.tier).observe(event.load_s)
+                self._metrics.model_reloads.inc(self._reloads.take(event.key))
             case LoadFailed():
                 self._metrics.model_loads.labels("none", "failed").inc()
             case Evicted():
                 self._metrics.model_evictions.labels(event.reason).inc()
                 self._evictions.appendleft((time.monotonic(), event))
-        self._metrics.pool_resident_bytes.set(self._pool.used_bytes)
-        self._metrics.pool_resident_models.set(len(self._pool.residents()))
+                if event.reason == "budget":
+                    self._metrics.age_at_eviction.observe(event.age_s)
+                    self._reloads.note(event.key)
+
+    def _count_waits(self, call: _Call, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            if delta.prompt is not None:
+                self._metrics.queue_wait.observe(max(0.0, delta.prompt.queue_s - call.admitted_s))
+
+    async def _sweep_copies(self, copies: LocalCopies) -> None:
+        """What was deleted while this process, or the way to it, was down is not told to it again."""
+        while True:
+            try:
+                await asyncio.to_thread(copies.sweep)
+            except Exception:  # whatever it was, what is deleted must go
+                log.exception("copies_not_swept")
+            await asyncio.sleep(_SWEEP_S)
+
+    async def _keep_gauges(self) -> None:
+        """Now and then rather than at each change: whoever scrapes sees them no more often."""
+        while True:
+            try:
+                self._set_gauges()
+            except Exception:  # gauges that stand still look like a service that does
+                log.exception("gauges_failed")
+            await asyncio.sleep(_GAUGES_S)
+
+    def _set_gauges(self) -> None:
+        metrics, residents = self._metrics, self._pool.residents()
+        metrics.queue_depth.set(sum(sequence.kv_row < 0 for sequence in self._calls))
+        metrics.pool_waiting.set(self._pool.num_waiting)
+        metrics.pool_bytes.labels("device").set(self._pool.used_bytes)
+        metrics.pool_models.labels("resident").set(len(residents))
+        metrics.pool_models.labels("leased").set(sum(model.leases > 0 for model in residents))
+        metrics.pool_models.labels("pinned").set(sum(model.pinned for model in residents))
 
 
 def _key_of(revision: Revision) -> str:
@@ -256,6 +354,7 @@ class _Call:
         self.index = {sequence: i for i, sequence in enumerate(sequences)}
         self.num_open = len(sequences)
         self.done = asyncio.Event()
+        self.admitted_s = 0.0  # after its arrival: when the engine got it
         self.unseen = set(sequences)  # those of which no delta was sent yet
         self._fresh: list[Output] = []
         self._size = 0  # of them, in tokens

@@ -1,10 +1,12 @@
 """How a stored revision gets into an engine's slot: the pool's `Loader` over the store's folders.
 
-What is known of a revision is read and checked once. A load then opens one file and copies its bytes.
+What is known of a revision is read and checked once. A load then opens one file and copies its bytes: the revision's
+own, or this machine's copy of it, where copies are kept.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import threading
@@ -23,6 +25,8 @@ from serve.errors import ModelNotFound, ModelUnusable, Overloaded, StoreUnavaila
 from serve.pool.loader import Prepared
 from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
+from serve.store.disk import is_shared
+from serve.store.local_copies import LocalCopies
 from serve.store.revisions import Store
 from serve.store.safetensors_file import TensorEntry, read_header
 from serve.store.validate import check_folder
@@ -61,11 +65,12 @@ class WeightsFile:
         """The tensors, not yet in memory where the file is mapped. Raises: StoreUnavailable when the file has changed.
 
         A published file is read-only and never changes, so it is mapped. One that somebody may yet overwrite is
-        read: a file that shrinks under its map ends the process (SIGBUS).
+        read, and one that another machine may remove: a file that shrinks or goes under its map ends the process
+        (SIGBUS).
         """
         with self.path.open("rb") as file:
             status = os.fstat(file.fileno())
-            if status.st_mode & 0o222:
+            if status.st_mode & 0o222 or is_shared(status.st_dev):
                 data = torch.empty(status.st_size, dtype=torch.uint8)
                 file.readinto(data.numpy().data)
                 status = os.fstat(file.fileno())
@@ -92,11 +97,15 @@ class Facts:
 
 
 class EngineLoader:
-    """Loads `model_id@revision` from `store` into `engine`. Revisions are immutable, so facts are kept."""
+    """Loads `model_id@revision` from `store` into `engine`. Revisions are immutable, so facts are kept.
 
-    def __init__(self, store: Store, engine: Engine) -> None:
+    With `copies` the weights are first brought to a disk of this machine's own, and read from there.
+    """
+
+    def __init__(self, store: Store, engine: Engine, copies: LocalCopies | None = None) -> None:
         self._store = store
         self._engine = engine
+        self._copies = copies
         self._vocabularies = Vocabularies()
         self.facts = lru_cache(maxsize=MAX_FACTS)(self._read_facts)
 
@@ -122,8 +131,16 @@ class EngineLoader:
                 self.facts.cache_clear()
                 with suppress(ModelNotFound):  # replaced by hand meanwhile: loading will say so
                     facts = self.facts(key)
-            tier: Tier = "host" if _is_cached(facts.weights.path) else "disk"
-        return Prepared(self._engine.model_bytes(facts.layout), tier, facts)
+            weights, tier = self._bring_near(facts.weights)
+        return Prepared(self._engine.model_bytes(facts.layout), tier, replace(facts, weights=weights))
+
+    def _bring_near(self, weights: WeightsFile) -> tuple[WeightsFile, Tier]:
+        """The file to read, and where its bytes were when they were asked for: "disk", too, is a shared folder's."""
+        copy = self._copies.find(weights.path) if self._copies else None
+        tier: Tier = "host" if _is_cached(copy or weights.path) else "disk"
+        if copy is None and self._copies:
+            copy = self._copies.make(weights.path)
+        return weights if copy is None else replace(weights, path=copy, stamp=_stamp(copy.stat())), tier
 
     def load(self, prepared: Prepared[Facts]) -> Slot:
         # Helpers that the copy starts inherit it. Where nothing is being generated, nobody is there to give way to.
@@ -146,9 +163,9 @@ class EngineLoader:
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError as exc:
-        raise ModelNotFound(f"The model {name!r} was deleted.", param="model") from exc
     except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ESTALE):  # the latter: by another machine
+            raise ModelNotFound(f"The model {name!r} was deleted.", param="model") from exc
         raise StoreUnavailable("The weights of the model cannot be read now.", retry_after_s=5) from exc
 
 

@@ -52,7 +52,7 @@ class Locator:
 
     def __init__(self, store: Store, hub: Hub, metrics: Metrics | None = None) -> None:
         self._store, self._hub = store, hub
-        self._metrics = metrics or Metrics()
+        self._metrics = metrics or Metrics(enabled=False)
         # Look-ups of what is not here may take their time: others' work must not wait behind them.
         self._looking = ThreadPoolExecutor(_PARALLEL_LOOKS, thread_name_prefix="locate")
         # One for each: most of them wait, and the Hub's "no such model" must not queue behind downloads.

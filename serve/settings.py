@@ -25,6 +25,8 @@ class Settings:
 
     url: str = "http://127.0.0.1:8000"  # where the command line looks for the server
     data: Path = Path(".rookery")  # models, uploads, database
+    cache: str = ""  # a folder of this machine alone, for copies of weights, where machines share `data`; "": none
+    cache_bytes: int = 0  # of the copies, the least recently used go first; 0: while the disk has room
     base: str = "fledgling"  # the base model of new bots, and of requests that name none
     database_url: str = ""  # "": SQLite under `data`
     device: str = "auto"  # auto | cpu | cuda
@@ -46,6 +48,12 @@ class Settings:
     hosts: str = ""  # names by which the server may be called, with commas between. "": by any; `up` sets localhost
     trainer_threads: int = 0  # of a training process; 0: all cores
     max_jobs_per_key: int = 100  # that have not ended
+    metrics_enabled: bool = True
+    metrics_port: int = 0  # where every process of a node answers for all of that node's; 0: only /metrics of the API
+    metrics_host: str = "127.0.0.1"
+    log_format: str = "auto"  # text | json | auto: text where a person reads along
+    log_level: str = "info"  # debug | info | warning | error
+    log_file: str = ""  # that all processes of the machine append to; "": standard error
     trackers: str = ""  # that are told of every training, with commas between: wandb, trackio
 
     @classmethod
@@ -65,6 +73,8 @@ class Settings:
         settings = cls(**values)
         _check_choice("device", settings.device, ("auto", "cpu", "cuda"))
         _check_choice("dtype", settings.dtype, ("auto", "bfloat16", "float32", "int8"))
+        _check_choice("log_format", settings.log_format, ("auto", "text", "json"))
+        _check_choice("log_level", settings.log_level, ("debug", "info", "warning", "error"))
         return settings
 
     def to_env(self) -> dict[str, str]:

@@ -5,22 +5,39 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.postgres import PostgresServer, is_installed
 
 # A shell ignores Ctrl-C for what it starts in the background, and so would all that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The same examples each time, and no limit on an example's time: on a busy machine it says nothing.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.load_profile("same")
+
+_LIVE = "deployments/test_live"  # how the paths of files begin that share one live application
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two workers, one has a file to itself, and one has all that need the live application, which is one."""
-    for item in items:
-        is_live = item.get_closest_marker("ray") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if is_live else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of two workers, one has a file to itself, and one has all that need the live application, which is one.
+
+    xdist's own groups (3.8) do nothing with pytest 9.2, whose items no longer take a new `_nodeid`.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return _LIVE if _LIVE in path else path
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

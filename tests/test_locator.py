@@ -13,6 +13,7 @@ import pytest
 
 from serve import locator as locator_module
 from serve.errors import HubUnreachable, ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
+from serve.exposition import render
 from serve.hub.fetch import PARALLEL_DOWNLOADS, Hub
 from serve.locator import Locator
 from serve.metrics import Metrics
@@ -188,7 +189,7 @@ async def test_models_of_an_earlier_version_tell_that_there_is_a_hub(
 async def test_unknown_name_is_so_at_once_while_many_downloads_hang(
     server: FakeHub, store: Store, tmp_path: Path
 ) -> None:
-    names = [f"x/slow{number}" for number in range(2 * PARALLEL_DOWNLOADS)]
+    names = [f"x/slow{number}" for number in range(5 * PARALLEL_DOWNLOADS)]
     for name in names:
         server.add(name, write_tiny_gpt2(tmp_path / name))
         server.fail(name, Fault(path=WEIGHTS, pace=(1, 0.2)))
@@ -204,7 +205,7 @@ async def test_unknown_name_is_so_at_once_while_many_downloads_hang(
     assert len({seen.path for seen in server.requests if seen.path.startswith("/storage/")}) <= PARALLEL_DOWNLOADS
     results = await asyncio.gather(*slow, return_exceptions=True)
     assert {type(result) for result in results} == {StoreUnavailable}
-    assert time.monotonic() - started < 4.5, "the time in the queue did not count"
+    assert time.monotonic() - started < 10, "the time in the queue did not count"  # else five times 3 s
     locator.close()
 
 
@@ -269,5 +270,6 @@ async def test_outcomes_are_counted_by_kind_alone(server: FakeHub, store: Store,
     with pytest.raises(ModelNotFound):
         await locator.locate("x/nobody")
     locator.close()
-    counts = re.findall(r'rookery_hub_fetch_duration_seconds_count{outcome="(\w+)"} ([\d.]+)', metrics.render())
+    text = render(metrics)[0].decode()
+    counts = re.findall(r'rookery_hub_fetch_duration_seconds_count{outcome="(\w+)"} ([\d.]+)', text)
     assert sorted(counts) == [("not_found", "1.0"), ("ok", "1.0"), ("unusable", "1.0")]

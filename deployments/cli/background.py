@@ -14,9 +14,8 @@ from deployments.checklist import Checklist
 from deployments.show import plain
 from serve.errors import RookeryError
 
-LOG = "rookery.log"
 _POLL_S = 0.1
-_MAX_LOG_BYTES = 10_000_000  # a longer one makes room at the next start
+_MAX_LOG_BYTES = 10_000_000  # a longer output makes room at the next start
 _SHOWN_CHARS = 2000
 
 
@@ -31,7 +30,7 @@ def start(arguments: Sequence[str], data: Path, checklist: Checklist) -> str:
 
     Raises: DidNotStart with the end of its log, BadFolder.
     """
-    log = data.absolute() / LOG
+    log = data.absolute() / running.OUTPUT
     command = [sys.executable, "-m", "deployments.cli", "up", *arguments, "--no-browser"]
     environ = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}
     with running.in_folder(log.parent):

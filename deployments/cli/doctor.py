@@ -25,6 +25,7 @@ from deployments.checklist import Mark
 from deployments.client import Client
 from serve.errors import ModelNotFound
 from serve.settings import BadSetting, Settings
+from serve.store.disk import is_shared
 from serve.types import ModelId
 
 _HOST = "127.0.0.1"
@@ -67,6 +68,7 @@ def examine(settings: Settings, port: int) -> Iterator[Finding]:
         "GPU": lambda: check_gpu(settings.device),
         "memory": check_memory,
         "data folder": lambda: check_data_folder(settings.data),
+        "shared folder": lambda: check_sharing(settings),
         "database": lambda: check_database(settings),
         "base model": lambda: check_base(settings),
         "port": lambda: check_port(port, settings.data),
@@ -219,8 +221,7 @@ def check_memory() -> Finding:
 
 def check_data_folder(data: Path) -> Finding:
     """Its room, and whether one may write there; nothing of it is left."""
-    data = data.absolute()
-    there = next(folder for folder in (data, *data.parents) if folder.exists())
+    data, there = data.absolute(), _nearest(data)
     name = "data folder"
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -235,6 +236,26 @@ def check_data_folder(data: Path) -> Finding:
         advice = "Make room, or name a folder on another disk: --data, or ROOKERY_DATA."
         return Finding(name, "problem" if free < _NO_DISK else "note", said, advice)
     return Finding(name, "ok", said)
+
+
+def check_sharing(settings: Settings) -> Finding:
+    """Whether a data folder on a network holds what belongs on a disk, or in a server, of its own."""
+    name = "shared folder"
+    if not is_shared(os.stat(_nearest(settings.data)).st_dev):
+        return Finding(name, "ok", "none: the data folder is on a disk of this machine")
+    if settings.sql_url.startswith("sqlite"):
+        said = "other machines may reach the data folder, and its SQLite does not bear two that write"
+        return Finding(name, "note", said, "Before a second machine uses it: PostgreSQL, by ROOKERY_DATABASE_URL.")
+    if not settings.cache:
+        said = "other machines may reach the data folder, and the index of models in it is SQLite"
+        return Finding(name, "note", said, "Set ROOKERY_CACHE to a folder on a disk of this machine.")
+    return Finding(name, "ok", f"the data folder; {settings.cache} is this machine's own")
+
+
+def _nearest(folder: Path) -> Path:
+    """It, or the first above it that is there."""
+    folder = folder.absolute()
+    return next(one for one in (folder, *folder.parents) if one.exists())
 
 
 def check_database(settings: Settings) -> Finding:

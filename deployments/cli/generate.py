@@ -145,8 +145,8 @@ def read_lines() -> Iterator[str]:
     By its descriptor: a thread that waits in Python's own reader when the command ends would abort it. Raises:
     typer.BadParameter where it is not UTF-8.
     """
-    rest = b""
-    while block := os.read(sys.stdin.fileno(), _READ_BYTES):
+    rest, stdin = b"", sys.stdin.fileno()
+    while block := os.read(stdin, _READ_BYTES):
         *lines, rest = (rest + block).split(b"\n")
         yield from map(_decode, lines)
     if rest:

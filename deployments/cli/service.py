@@ -17,7 +17,7 @@ import typer
 from deployments import running, show
 from deployments.checklist import Checklist
 from deployments.cli.app import COMPLETE, SERVICE, Exit, command
-from deployments.cli.background import LOG, DidNotStart, start
+from deployments.cli.background import DidNotStart, start
 from deployments.cli.options import AsJson, Data, console, print_json, remark, remarks, settings_of, tell
 from deployments.cli.terminal import is_tty
 from deployments.client import Client, ServerUnreachable
@@ -45,9 +45,18 @@ def up(
     generators: Annotated[int, typer.Option(min=1, help="Replicas that write text; each holds its own models.")] = 1,
     detach: Annotated[
         bool,
-        typer.Option("--detach", "-d", help=f"Return when it is ready; its log is DATA/{LOG}."),
+        typer.Option(
+            "--detach",
+            "-d",
+            help=f"Return when it is ready. What it would show here goes to DATA/{running.OUTPUT}; what its processes "
+            f"log, to DATA/{running.EVENTS}.",
+        ),
     ] = False,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Do not open the page in a browser.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", help=f"Show what all processes log, instead of keeping it in DATA/{running.EVENTS}."),
+    ] = False,
 ) -> None:
     """Start the service and stay with it; Ctrl-C ends it. Where one runs already, say so."""
     from deployments.up import Plan, find_service, main
@@ -55,11 +64,12 @@ def up(
     settings = settings_of(data)
     if base is not None:
         settings = replace(settings, base=base)
-    plan = Plan(port, generators)
+    plan = Plan(port, generators, verbose=verbose)
     show_page = _show_page if is_tty(sys.stdout) and not no_browser else None
     if not detach:
         return main(plan, settings, remarks, show_page)
     arguments = [f"--port={port}", f"--data={settings.data}", f"--base={settings.base}", f"--generators={generators}"]
+    arguments += ["--verbose"] * verbose
     try:
         if find_service(plan.url, settings.data, remarks, waits=True):
             return

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import typer
 
-_LIMIT_S = 0.5
+_LIMIT_S = 1.0
 _NUM_WORDS = 100
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from loadtest.work import Case, Work
+from loadtest.engine.work import Case, Work
 
 
 class Generate:

@@ -1,7 +1,8 @@
 """A Hugging Face GPT-2 folder as a GGUF file, llama.cpp's format: bf16 or Q8_0 matrices, float32 vectors.
 
 Source: llama.cpp, gguf-py/gguf/constants.py (types, names), conversion/gpt2.py (matrices are transposed),
-ggml/src/ggml-quants.c (Q8_0). The vocabulary is a stand-in: benchmarks send and count token ids.
+ggml/src/ggml-quants.c (Q8_0). A tokenizer with fewer tokens than the model gets a stand-in: who converts such a model
+sends and counts token ids.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from loadtest.tokenizer import END_OF_TEXT, read_words
 
 ALIGNMENT = 32
 U32, I32, F32, STRING, ARRAY = 4, 5, 6, 8, 9  # of metadata values
@@ -32,7 +35,7 @@ def convert(folder: Path, path: Path, kind: str) -> None:
     """Write `folder`'s model to `path`, its matrices as `kind`: "bf16" or "q8_0"."""
     config = json.loads((folder / "config.json").read_text())
     tensors = list(_tensors(folder / "model.safetensors", kind))
-    metadata = list(_metadata(config, kind))
+    metadata = list(_metadata(config, kind, *_vocabulary(folder, config["vocab_size"])))
     with path.open("wb") as file:
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, value_type, value in metadata:
@@ -79,7 +82,20 @@ def _encode(tensor: Tensor, kind: str) -> tuple[int, np.ndarray[Any, Any]]:
     return TENSOR_Q8_0, rows.numpy()
 
 
-def _metadata(config: dict[str, Any], kind: str) -> Iterator[tuple[str, int, bytes]]:
+def _vocabulary(folder: Path, size: int) -> tuple[list[str], list[str]]:
+    """Tokens and merges."""
+    tokens, merges = read_words(folder)
+    if len(tokens) == size:
+        return tokens, merges
+    last = size - 1
+    tokens = [f"t{i}" for i in range(last)] + [END_OF_TEXT]
+    tokens[:256] = [chr(256 + i) for i in range(256)]
+    return tokens, ["t 1"]
+
+
+def _metadata(
+    config: dict[str, Any], kind: str, tokens: list[str], merges: list[str]
+) -> Iterator[tuple[str, int, bytes]]:
     sizes = {
         "context_length": config["n_positions"],
         "embedding_length": config["n_embd"],
@@ -93,14 +109,12 @@ def _metadata(config: dict[str, Any], kind: str) -> Iterator[tuple[str, int, byt
         yield f"gpt2.{name}", U32, struct.pack("<I", size)
     yield "gpt2.attention.layer_norm_epsilon", F32, struct.pack("<f", config["layer_norm_epsilon"])
     last = config["vocab_size"] - 1
-    tokens = [f"t{i}" for i in range(last)] + ["<|endoftext|>"]
-    tokens[:256] = [chr(256 + i) for i in range(256)]
     kinds = [1] * last + [3]  # normal, control
     yield "tokenizer.ggml.model", STRING, _string("gpt2")
     yield "tokenizer.ggml.pre", STRING, _string("gpt-2")
     yield "tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", STRING, len(tokens)) + b"".join(map(_string, tokens))
     yield "tokenizer.ggml.token_type", ARRAY, struct.pack(f"<IQ{len(kinds)}i", I32, len(kinds), *kinds)
-    yield "tokenizer.ggml.merges", ARRAY, struct.pack("<IQ", STRING, 1) + _string("t 1")
+    yield "tokenizer.ggml.merges", ARRAY, struct.pack("<IQ", STRING, len(merges)) + b"".join(map(_string, merges))
     yield "tokenizer.ggml.bos_token_id", U32, struct.pack("<I", last)
     yield "tokenizer.ggml.eos_token_id", U32, struct.pack("<I", last)
 

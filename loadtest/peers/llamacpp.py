@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -22,7 +21,8 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from loadtest.work import CASES, Case, PeerUnavailableError, Work
+from loadtest.engine.work import CASES, Case, PeerUnavailableError, Work
+from loadtest.server import free_port
 
 VERSION = "0.3.36"  # of llama-cpp-python
 CONTEXT = 256  # tokens a slot: the least the server gives
@@ -69,14 +69,12 @@ class Server:
     """One process with one model."""
 
     def __init__(self, binary: Path, model: Path, *, threads: int, slots: int) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        port = self.url.rpartition(":")[2]
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         # -ub: no more than a step can have, else it keeps 100 MB for logits of 512 rows
         self._process = subprocess.Popen(
             [
-                str(binary), "--model", str(model), "--port", port, "--threads", str(threads),
+                str(binary), "--model", str(model), "--port", str(port), "--threads", str(threads),
                 "--parallel", str(slots), "--ctx-size", str(slots * CONTEXT), "-ub", "128",
                 "--no-webui", "--no-warmup",
             ],

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from functools import cache
+from hashlib import blake2b, scrypt
 from hmac import compare_digest
 from ipaddress import ip_address
 from urllib.parse import unquote, urlsplit
@@ -17,25 +19,28 @@ from starlette.datastructures import Headers
 
 from serve.api.status import CrossSite, KeyNeeded, UnknownHost
 from serve.errors import ModelNotFound
+from serve.metrics import Metrics
 from serve.types import Catalogue, ModelId, ModelInfo
 
 COOKIE = "rookery_key"  # percent-encoded
 _SCHEME = "bearer "
 _HOST = re.compile(r"(?P<name>\[[^\[\]]*\]|[^:\[\]]*)(?::\d*)?")  # a name or IPv4; IPv6 in brackets
 _MAX_HOST_CHARS = 80  # that are repeated
+_NAME_BYTES = 8
 
 
 class Access:
     """`keys`: any one of them opens all. `hosts`: the names by which the server may be called; none: by any."""
 
-    def __init__(self, keys: Collection[str] = (), hosts: Collection[str] = ()) -> None:
+    def __init__(self, keys: Collection[str] = (), hosts: Collection[str] = (), metrics: Metrics | None = None) -> None:
         self._keys = tuple(key.encode() for key in keys)
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._metrics = metrics or Metrics(enabled=False)
 
     @classmethod
-    def from_setting(cls, keys: str, hosts: str = "") -> Access:
+    def from_setting(cls, keys: str, hosts: str = "", metrics: Metrics | None = None) -> Access:
         """Both with commas between."""
-        return cls(_split(keys), _split(hosts))
+        return cls(_split(keys), _split(hosts), metrics)
 
     def has_key(self, request: Request) -> bool:
         """Whether the request sends a key of ours, or none is needed."""
@@ -51,9 +56,20 @@ class Access:
         """Whether there are keys at all."""
         return bool(self._keys)
 
+    def caller_of(self, request: Request) -> str:
+        """A name for whoever sent this key, from which the key cannot be told; "" where none of ours is sent.
+
+        A server without keys calls everybody by the key that they send.
+        """
+        key = sent_key(request)
+        if not key or not self.has_key(request):
+            return ""
+        return _name_of(key) if self._keys else blake2b(key.encode(), digest_size=_NAME_BYTES).hexdigest()
+
     def demand(self, request: Request) -> None:
         """Raises: KeyNeeded."""
         if not self.has_key(request):
+            self._metrics.auth_failures.labels("wrong" if sent_key(request) else "missing").inc()
             raise KeyNeeded("This takes one of the server's keys, sent as 'Authorization: Bearer ...'.")
 
     def check_host(self, headers: Headers) -> None:
@@ -95,6 +111,12 @@ class Access:
         if found is None or found.is_private:
             raise ModelNotFound(f"Model {model_id!r} is not here. GET /v1/models lists those that are.", param="model")
         return found
+
+
+@cache  # of our own keys alone, which are few
+def _name_of(key: str) -> str:
+    """Slow on purpose (some 30 ms, once): names are shown and logged, and nobody shall try guesses on one."""
+    return scrypt(key.encode(), salt=b"rookery", n=1 << 13, r=8, p=1, dklen=_NAME_BYTES).hex()
 
 
 def sent_key(request: Request) -> str:

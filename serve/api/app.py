@@ -5,10 +5,9 @@ It does not know what stands behind them: an engine in this process, a Ray Serve
 
 from __future__ import annotations
 
-import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,19 +17,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status
+from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status, top
 from serve.api import files as files_api
 from serve.api.access import Access, check_origin
 from serve.api.readiness import Readiness
 from serve.api.service import DrawPreview, Limits, Preview, Service
 from serve.api.status import CrossSite, ErrorPage, UnknownHost
 from serve.errors import RookeryError
+from serve.logs import bound, get_logger, ms
 from serve.metrics import Metrics
 from serve.types import Catalogue, Files, Generator, Jobs, Puller
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+_REQUEST_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
+# Asked again and again by machines: a line only when they fail.
+_UNTOLD_ROUTES = ("/healthz", "/readyz", "/health", "/metrics")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _CLIENT_LEFT = 499  # nginx's number, for the metrics only: nobody is there to read it
 
@@ -44,7 +46,6 @@ def build_api(
     upload_dir: Path,
     default_base: str = "fledgling",
     metrics: Metrics | None = None,
-    extra_metrics: Callable[[], Awaitable[str]] | None = None,
     limits: Limits | None = None,
     preview: Preview | None = None,
     draw_preview: DrawPreview | None = None,
@@ -53,13 +54,13 @@ def build_api(
     access: Access | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
-    """All routes over the given parts, and the pages of `add_pages`. `extra_metrics`: of other processes.
+    """All routes over the given parts, and the pages of `add_pages`.
 
     `add_pages` gives back how an error looks to somebody with a browser, wherever it happens. `sends_request_id` is
     False behind a server that puts x-request-id into every answer itself.
     """
     upload_dir.mkdir(parents=True, exist_ok=True)
-    limits = limits or Limits()
+    limits, metrics = limits or Limits(), metrics or Metrics(enabled=False)
     service = Service(
         generator=generator,
         catalogue=catalogue,
@@ -68,12 +69,12 @@ def build_api(
         upload_dir=upload_dir,
         default_base=default_base,
         readiness=Readiness(generator.check_ready, limits.ready_s),
-        metrics=metrics or Metrics(),
+        metrics=metrics,
         limits=limits,
         preview=preview,
         draw_preview=draw_preview,
         puller=puller,
-        access=access or Access(),
+        access=access or Access(metrics=metrics),
     )
     app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in (
@@ -84,7 +85,8 @@ def build_api(
         fine_tuning.router(service),
         bots.router(service),
         huggingface.router(service),
-        health.router(service, extra_metrics),
+        health.router(service),
+        top.router(service),
     ):
         app.include_router(router)
     error_page = add_pages(app, service) if add_pages else None
@@ -95,7 +97,7 @@ def build_api(
 
 
 class RequestBorder:
-    """Around every request: its id, its count and duration, and an answer of ours whatever goes wrong inside."""
+    """Around every request: its id, its count, duration and line in the log, and always an answer of ours."""
 
     def __init__(self, app: ASGIApp, service: Service, error_page: ErrorPage | None, sends_id: bool) -> None:
         self._app = app
@@ -108,10 +110,15 @@ class RequestBorder:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        arrived = time.perf_counter()
         request_id = _request_id(scope)
+        with bound(request_id=request_id):
+            await self._answer_one(request_id, scope, receive, send)
+
+    async def _answer_one(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        arrived = time.perf_counter()
         scope.setdefault("state", {}).update(request_id=request_id, arrived=arrived)
         answered = 0
+        self._metrics.requests_in_progress.inc()
 
         async def send_with_id(message: Message) -> None:
             nonlocal answered
@@ -127,19 +134,24 @@ class RequestBorder:
             self._check(scope)
             await self._app(scope, receive, send_with_id)
         except (CrossSite, UnknownHost) as refused:
+            self._metrics.auth_failures.labels("cross_site" if isinstance(refused, CrossSite) else "unknown_host").inc()
             await self._answer(refused, scope)(scope, receive, send_with_id)
         except ClientDisconnect:
             answered = answered or _CLIENT_LEFT
         except Exception:
-            log.exception("request_failed request_id=%s", request_id)
+            log.exception("request_failed")
             if answered:
+                scope["state"]["broken"] = 500
                 raise  # the head is out: closing the connection is all that is left
             error = RookeryError(f"The server failed on this request; its id is {request_id}.")
             await self._answer(error, scope)(scope, receive, send_with_id)
         finally:
+            self._metrics.requests_in_progress.dec()
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(answered or _CLIENT_LEFT)).inc()
+            code = scope["state"].get("broken") or answered or _CLIENT_LEFT  # what broke under a 200 has failed
+            self._metrics.requests.labels(route, str(code)).inc()
             self._metrics.request_duration.labels(route).observe(time.perf_counter() - arrived)
+            _tell(scope["method"], route, code, time.perf_counter() - arrived)
 
     def _check(self, scope: Scope) -> None:
         """Raises: UnknownHost, CrossSite."""
@@ -156,7 +168,14 @@ class RequestBorder:
             return status.reply_to(error, scope["path"])
 
 
+def _tell(method: str, route: str, code: int, duration_s: float) -> None:
+    if code < 400 and route in _UNTOLD_ROUTES:
+        return
+    say = log.warning if code >= 500 else log.info
+    say("request", method=method, route=route, status=code, duration_ms=ms(duration_s))
+
+
 def _request_id(scope: Scope) -> str:
-    """The caller's own, when it is fit for a log line."""
+    """The caller's own, unless it has more than 128 characters, or others than ASCII's visible ones."""
     given = Headers(scope=scope).get("x-request-id", "")
     return given if _REQUEST_ID.fullmatch(given) else f"req-{uuid4().hex}"

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +32,24 @@ from pydantic_core import PydanticCustomError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from serve.api.service import Limits
+from serve.api.service import Limits, Service
 from serve.api.status import BodyTooLarge, BodyTooSlow, UnsupportedMediaType, invalid
-from serve.errors import BadUpload, InvalidRequest, disk_error
+from serve.errors import BadUpload, InvalidRequest, RookeryError, disk_error
+from serve.metrics import Metrics
 
 B = TypeVar("B", bound=BaseModel)
 
 _MAX_PARTS = 64
 _MAX_FIELDS = 10_000
 _MAX_FIELD_BYTES = 64 << 10
+# Of refused bodies, for metrics; a full disk is nobody's body's fault.
+_REASONS: dict[type, str] = {
+    BodyTooLarge: "too_large",
+    BodyTooSlow: "too_slow",
+    UnsupportedMediaType: "media_type",
+    BadUpload: "bad_form",
+    InvalidRequest: "invalid",
+}
 _WRITE_BYTES = 1 << 20  # a write to disk takes a thread hop; this much pays for it
 
 
@@ -74,14 +83,15 @@ def expected(what: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-async def read_json(request: Request, kind: type[B], limits: Limits) -> B:
+async def read_json(request: Request, kind: type[B], service: Service) -> B:
     """The body as `kind`. Raises: InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow."""
-    _check_json_type(request)
-    raw = await _read_whole(request, limits)
-    try:
-        return kind.model_validate_json(raw)
-    except ValidationError as exc:
-        raise invalid(exc) from exc
+    with _refusals_counted(service.metrics):
+        _check_json_type(request)
+        raw = await _read_whole(request, service.limits)
+        try:
+            return kind.model_validate_json(raw)
+        except ValidationError as exc:
+            raise invalid(exc) from exc
 
 
 async def _read_whole(request: Request, limits: Limits) -> bytes:
@@ -95,19 +105,30 @@ async def _read_whole(request: Request, limits: Limits) -> bytes:
     return bytes(raw)
 
 
-async def read_fields(request: Request, limits: Limits) -> dict[str, list[str]]:
+async def read_fields(request: Request, service: Service) -> dict[str, list[str]]:
     """A small form of names and values, each as often as it was sent, or a JSON object of texts and lists of them.
 
     Raises: InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow.
     """
     kind, _ = parse_options_header(request.headers.get("content-type"))
     if kind != b"application/x-www-form-urlencoded":
-        return (await read_json(request, _Fields, limits)).root
-    raw = await _read_whole(request, limits)
+        return (await read_json(request, _Fields, service)).root
+    with _refusals_counted(service.metrics):
+        raw = await _read_whole(request, service.limits)
+        try:
+            return parse_qs(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
+        except ValueError as exc:
+            raise InvalidRequest(f"The form cannot be read, or has more than {_MAX_FIELDS} fields.") from exc
+
+
+@contextlib.contextmanager
+def _refusals_counted(metrics: Metrics) -> Iterator[None]:
     try:
-        return parse_qs(raw.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
-    except ValueError as exc:
-        raise InvalidRequest(f"The form cannot be read, or has more than {_MAX_FIELDS} fields.") from exc
+        yield
+    except RookeryError as exc:
+        if reason := next((_REASONS[kind] for kind in type(exc).__mro__ if kind in _REASONS), None):
+            metrics.body_rejections.labels(reason).inc()
+        raise
 
 
 def _check_json_type(request: Request) -> None:
@@ -177,31 +198,36 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: Request, folder: Path, limits: Limits) -> AsyncIterator[Form]:
-    """Streams a multipart body to files in `folder`; those not moved away are removed at the end.
+async def read_form(request: Request, service: Service) -> AsyncIterator[Form]:
+    """Streams a multipart body to files in the service's folder; those not moved away are removed at the end.
 
     Raises: BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow, StoreUnavailable.
     """
-    kind, options = parse_options_header(request.headers.get("content-type"))
-    if kind != b"multipart/form-data":
-        raise UnsupportedMediaType("The body must be a form with files, 'Content-Type: multipart/form-data'.")
-    reader = _FormReader(folder)
+    reader = _FormReader(service.upload_dir)
     try:
-        try:
-            parser = MultipartParser(options.get(b"boundary", b""), reader.callbacks())  # type: ignore[arg-type]
-            async for chunk in _chunks(request, limits.upload_bytes, limits.read_s):
-                parser.write(chunk)
-                if reader.pending_bytes >= _WRITE_BYTES:
-                    await anyio.to_thread.run_sync(reader.flush)
-            await anyio.to_thread.run_sync(reader.flush)
-            parser.finalize()
-        except FormParserError as exc:
-            raise BadUpload("The form cannot be read: its parts do not follow multipart/form-data.") from exc
-        if not reader.ended:
-            raise BadUpload("The form ended before its last part was complete.")
+        with _refusals_counted(service.metrics):
+            await _read_parts(request, reader, service.limits)
         yield Form(reader.parts)
     finally:
         reader.close()
+
+
+async def _read_parts(request: Request, reader: _FormReader, limits: Limits) -> None:
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        raise UnsupportedMediaType("The body must be a form with files, 'Content-Type: multipart/form-data'.")
+    try:
+        parser = MultipartParser(options.get(b"boundary", b""), reader.callbacks())  # type: ignore[arg-type]
+        async for chunk in _chunks(request, limits.upload_bytes, limits.read_s):
+            parser.write(chunk)
+            if reader.pending_bytes >= _WRITE_BYTES:
+                await anyio.to_thread.run_sync(reader.flush)
+        await anyio.to_thread.run_sync(reader.flush)
+        parser.finalize()
+    except FormParserError as exc:
+        raise BadUpload("The form cannot be read: its parts do not follow multipart/form-data.") from exc
+    if not reader.ended:
+        raise BadUpload("The form ended before its last part was complete.")
 
 
 class _FormReader:

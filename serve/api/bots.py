@@ -18,7 +18,6 @@ from starlette.responses import Response
 from serve.api.body import Form, Part, read_form
 from serve.api.files import keep
 from serve.api.fine_tuning import job_json
-from serve.api.generation import caller_of
 from serve.api.job_request import BotForm, bare, from_form, read_idempotency_key
 from serve.api.service import Service
 from serve.api.status import invalid, json_reply
@@ -35,8 +34,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/bots", dependencies=service.access.required)
     async def create_bot(request: Request) -> Response:
         """Archives in, a training job out."""
-        key, owner = read_idempotency_key(request), caller_of(request)
-        async with read_form(request, service.upload_dir, service.limits) as form:
+        key, owner = read_idempotency_key(request), service.access.caller_of(request)
+        async with read_form(request, service) as form:
             wanted = _read_bot(form)
             kept: list[FileRecord] = []
             job: Job | None = None
@@ -66,7 +65,7 @@ def router(service: Service) -> APIRouter:
         @routes.post("/archives/preview")
         async def preview_archives(request: Request) -> Response:
             """Archives in, what a bot would learn from out; nothing is kept."""
-            async with read_form(request, service.upload_dir, service.limits) as form:
+            async with read_form(request, service) as form:
                 parts = _archives(form)
                 paths = [part.path for part in parts if part.path is not None]
                 names = [part.filename or "upload" for part in parts]  # they may tell a format

@@ -22,7 +22,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("")
     async def create_file(request: Request) -> Response:
-        async with read_form(request, service.upload_dir, service.limits) as form:
+        async with read_form(request, service) as form:
             if (form.value("purpose") or TRAINING_PURPOSE) != TRAINING_PURPOSE:
                 raise InvalidRequest(f"'purpose' must be '{TRAINING_PURPOSE}', the only one there is.", param="purpose")
             parts = form.files("file")

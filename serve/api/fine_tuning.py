@@ -14,7 +14,6 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from serve.api.body import read_json
-from serve.api.generation import caller_of
 from serve.api.job_request import PRIORITIES, JobBody, from_body, read_idempotency_key, read_metadata_filter
 from serve.api.lists import After, PathId, as_list, page_of
 from serve.api.service import Service
@@ -37,7 +36,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("")
     async def create_job(request: Request) -> Response:
         key = read_idempotency_key(request)
-        wanted = from_body(await read_json(request, JobBody, service.limits), caller_of(request))
+        wanted = from_body(await read_json(request, JobBody, service), service.access.caller_of(request))
         return await reply(partial(jobs.create_job, wanted, idempotency_key=key))
 
     @routes.get("")

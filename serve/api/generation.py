@@ -6,13 +6,11 @@ It does not know either wire format.
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 from fastapi import Request
@@ -20,13 +18,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve.api.access import sent_key
 from serve.api.service import Limits, Service
-from serve.api.status import body_of, to_json
+from serve.api.status import body_of, status_of, to_json
 from serve.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
+from serve.logs import get_logger
 from serve.types import Delta, FinishReason, GenerationRequest, ModelId, PromptInfo, SamplingParams, TokenInfo
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
 MAX_NEW_TOKENS = 2048  # the longest context of any GPT-2 we serve; the model's own limit is checked by the engine
 MAX_TOKEN_ID = 299_999
@@ -43,6 +41,7 @@ class Sequence:
     tokens: list[TokenInfo] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     prompt: PromptInfo | None = None
+    last_token_at: float | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -69,7 +68,7 @@ class Run:
         self.arrived = arrived
         self.first_prompt: PromptInfo | None = None
         self._service = service
-        self._has_token = False
+        self._has_begun = False
 
     async def batches(self) -> AsyncGenerator[list[Delta], None]:
         """Deltas as they come, already added to `sequences`. Closing it closes the generator."""
@@ -78,6 +77,7 @@ class Run:
             async for batch in source:
                 for delta in batch:
                     self._take(delta)
+                self._count([delta for delta in batch if delta.tokens])
                 yield batch
         finally:
             if (close := getattr(source, "aclose", None)) is not None:
@@ -91,6 +91,19 @@ class Run:
             async for _ in batches:
                 pass
         return self.sequences
+
+    @asynccontextmanager
+    async def wanted(self, receive: Receive) -> AsyncIterator[None]:
+        """The block in which it is generated: `while_wanted`, with a count of how it ended."""
+        outcome = "ok"
+        try:
+            async with while_wanted(receive, self._service.limits.generate_s):
+                yield
+        except BaseException as exc:
+            outcome = _outcome_of(exc)
+            raise
+        finally:
+            self._service.metrics.generations.labels(outcome).inc()
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -109,11 +122,24 @@ class Run:
             self.first_prompt = self.first_prompt or delta.prompt
             if delta.index % self.request.num_choices == 0:
                 metrics.prompt_tokens.inc(delta.prompt.num_tokens)
-        metrics.tokens_generated.inc(len(delta.tokens))
-        if delta.tokens and not self._has_token and self.first_prompt is not None:
-            self._has_token = True
-            waited_s = time.perf_counter() - self.arrived
-            metrics.time_to_first_token.labels(self.first_prompt.tier).observe(waited_s)
+
+    def _count(self, fresh: list[Delta]) -> None:
+        if not fresh or self.first_prompt is None:
+            return
+        now, metrics, tier = time.perf_counter(), self._service.metrics, self.first_prompt.tier
+        metrics.tokens_generated.inc(sum(len(delta.tokens) for delta in fresh))
+        if not self._has_begun:
+            self._has_begun = True
+            metrics.time_to_first_token.labels(tier).observe(now - self.arrived)
+        waited_s, num_tokens = 0.0, 0
+        for delta in fresh:
+            sequence = self.sequences[delta.index]
+            if sequence.last_token_at is not None:
+                waited_s += now - sequence.last_token_at
+                num_tokens += len(delta.tokens)
+            sequence.last_token_at = now
+        if num_tokens:  # their mean: an observation for each token would be a dozen a flush
+            metrics.inter_token.labels(tier).observe(waited_s / num_tokens)
 
 
 class EventStream(Response):
@@ -125,18 +151,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncGenerator[bytes, None], head: Callable[[], Mapping[str, str]], deadline_s: float
-    ) -> None:
+    def __init__(self, run: Run, events: AsyncGenerator[bytes, None], head: Callable[[], Mapping[str, str]]) -> None:
         super().__init__()
+        self._run = run
         self._events = events
         self._head = head
-        self._deadline_s = deadline_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_started = False
         try:
-            async with while_wanted(receive, self._deadline_s), aclosing(self._events) as events:
+            async with self._run.wanted(receive), aclosing(self._events) as events:
                 async for event in events:
                     if not is_started:
                         is_started = True
@@ -147,7 +171,10 @@ class EventStream(Response):
         except Exception as error:
             if not is_started:
                 raise
-            await send({"type": "http.response.body", "body": _error_event(error, scope["path"]), "more_body": True})
+            broken = _to_rookery_error(error)
+            scope["state"]["broken"] = status_of(broken, scope["path"])  # the head says 200: for the metrics
+            event = _error_event(broken, scope["path"])
+            await send({"type": "http.response.body", "body": event, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _start(self) -> dict[str, Any]:
@@ -156,14 +183,25 @@ class EventStream(Response):
         return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
 
 
-def _error_event(error: Exception, path: str) -> bytes:
-    if not isinstance(error, RookeryError):
-        log.error("stream_failed", exc_info=error)
-        error = RookeryError("The server failed in the middle of this answer.")
+def _to_rookery_error(error: Exception) -> RookeryError:
+    if isinstance(error, RookeryError):
+        return error
+    log.error("stream_failed", exc_info=error)
+    return RookeryError("The server failed in the middle of this answer.")
+
+
+def _error_event(error: RookeryError, path: str) -> bytes:
     body = body_of(error, path)
     if not isinstance(body["error"], dict):
         body.setdefault("error_type", "incomplete_generation")
     return b"data: " + to_json(body) + b"\n\n"
+
+
+def _outcome_of(error: BaseException) -> str:
+    """`left`: whoever asked did not wait."""
+    if isinstance(error, ClientDisconnect) or not isinstance(error, Exception):  # a task that was cancelled
+        return "left"
+    return error.code if isinstance(error, RookeryError) else RookeryError.code
 
 
 @asynccontextmanager
@@ -255,12 +293,6 @@ def timing_headers(run: Run) -> dict[str, str]:
         "x-model-tier": prompt.tier,
         "x-prompt-tokens": str(run.num_prompt_tokens),
     }
-
-
-def caller_of(request: Request) -> str:
-    """A name for whoever sent this key, from which the key cannot be told; "" without one."""
-    token = sent_key(request)
-    return blake2b(token.encode(), digest_size=8).hexdigest() if token else ""
 
 
 def arrival(request: Request) -> float:

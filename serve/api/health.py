@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from serve.api.overview import ServiceStatus, is_ready, service_status
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import RookeryError, StoreUnavailable
+from serve.exposition import render
 from serve.types import Eviction, ReplicaView, Resident
 from serve.version import VERSION
 
-log = logging.getLogger(__name__)
 
-_EXTRA_METRICS_S = 5.0
-
-
-def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None) -> APIRouter:
+def router(service: Service) -> APIRouter:
     """/healthz, /readyz, /health, /metrics, /v1/status, /v1/replicas and /v1/residents."""
     routes = APIRouter()
 
@@ -41,14 +35,9 @@ def router(service: Service, extra_metrics: Callable[[], Awaitable[str]] | None)
         return json_reply({"status": "ready"})
 
     @routes.get("/metrics")
-    async def read_metrics() -> Response:
-        text = service.metrics.render()
-        if extra_metrics is not None:
-            try:
-                text += await asyncio.wait_for(extra_metrics(), _EXTRA_METRICS_S)
-            except Exception:  # our own numbers are worth having without the others'
-                log.warning("extra_metrics_unavailable", exc_info=True)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+    async def read_metrics(request: Request) -> Response:
+        text, kind = await asyncio.to_thread(render, service.metrics, request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": kind})
 
     @routes.get("/v1/residents", dependencies=service.access.required)
     async def list_residents() -> Response:

@@ -57,7 +57,7 @@ def router(service: Service) -> APIRouter:
     """/api and the files of models. Its paths begin with any model's name, so it comes after all other routers."""
     routes = APIRouter(route_class=HubRoute, include_in_schema=False)
     repos = Repos(service)
-    models, trees, downloads = Models(service, repos), Trees(repos, service.limits), Downloads(repos)
+    models, trees, downloads = Models(service, repos), Trees(repos, service), Downloads(repos)
 
     # The first that fits answers, and a model may be called like a word in a path: the longer ones come first.
     routes.add_api_route("/api/models", models.list_models)
@@ -86,7 +86,7 @@ class Models:
     """The list of models, and what there is to know of one."""
 
     def __init__(self, service: Service, repos: Repos) -> None:
-        self._catalogue, self._access, self._limits = service.catalogue, service.access, service.limits
+        self._catalogue, self._access, self._service = service.catalogue, service.access, service
         self._repos = repos
 
     # --- The list -----------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Models:
         raise NotFound("Nothing is discussed here.")
 
     async def change_settings(self, model: str, request: Request) -> Response:
-        body = await read_json(request, SettingsBody, self._limits)
+        body = await read_json(request, SettingsBody, self._service)
         is_private = body.private if body.visibility is None else body.visibility == "private"
         if is_private is None or body.visibility not in (None, "private", "public") or body.gated:
             raise InvalidRequest("All that can be set of a model is whether it is private.", param="private")

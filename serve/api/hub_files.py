@@ -18,7 +18,7 @@ from serve.api.hub_json import Tree, etag, last_commit_json
 from serve.api.hub_query import flag, is_true, next_page
 from serve.api.hub_repos import Repos, commit_headers, split_revision
 from serve.api.hub_route import EntryNotFound
-from serve.api.service import Limits
+from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import InvalidRequest
 from serve.types import ModelInfo, RepoFile
@@ -36,8 +36,8 @@ _GUARDS = {"x-content-type-options": "nosniff", "content-security-policy": "defa
 class Trees:
     """What a revision has, as git sees it."""
 
-    def __init__(self, repos: Repos, limits: Limits) -> None:
-        self._repos, self._limits = repos, limits
+    def __init__(self, repos: Repos, service: Service) -> None:
+        self._repos, self._service = repos, service
 
     async def list_tree(self, model: str, rest: str, request: Request) -> Response:
         """What is in one folder, or below it."""
@@ -45,7 +45,7 @@ class Trees:
 
     async def look_up_paths(self, model: str, revision: str, request: Request) -> Response:
         """Those of some paths that there are."""
-        fields = await read_fields(request, self._limits)
+        fields = await read_fields(request, self._service)
         paths = [path.strip("/") for path in fields.get("paths", ())]
         if len(paths) > _MAX_PATHS:
             raise InvalidRequest(f"At most {_MAX_PATHS} 'paths' are looked up at once.", param="paths")

@@ -25,12 +25,10 @@ from serve.api.generation import (
     Run,
     Sequence,
     arrival,
-    caller_of,
     check_model_id,
     finite,
     pick_seed,
     timing_headers,
-    while_wanted,
 )
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
@@ -92,18 +90,20 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter()
 
     async def answer(request: Request, model: str | None, *, as_list: bool, stream: bool = False) -> Response:
-        body = await read_json(request, GenerateBody, service.limits)
+        body = await read_json(request, GenerateBody, service)
         parameters = body.parameters or Parameters()
         model_id = check_model_id(model or parameters.adapter_id or body.model or service.default_base)
         is_stream = stream or bool(body.stream)
         _check(parameters, is_stream, as_list)
-        asked = _to_request(body.inputs, parameters, model_id, request.state.request_id, caller_of(request), is_stream)
+        asked = _to_request(
+            body.inputs, parameters, model_id, request.state.request_id, service.access.caller_of(request), is_stream
+        )
         run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
         has_full_text = as_list if parameters.return_full_text is None else parameters.return_full_text
         written = _Answer(run, parameters, body.inputs if has_full_text else "")
         if is_stream:
-            return EventStream(written.events(), lambda: _headers(run, body.inputs), service.limits.generate_s)
-        async with while_wanted(request.receive, service.limits.generate_s):
+            return EventStream(run, written.events(), lambda: _headers(run, body.inputs))
+        async with run.wanted(request.receive):
             await run.finish()
         whole = written.whole()
         return json_reply(whole if as_list else whole[0], headers=_headers(run, body.inputs, is_complete=True))

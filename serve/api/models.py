@@ -103,13 +103,13 @@ def router(service: Service) -> APIRouter:
     @routes.post("/{model:path}/preview", dependencies=access.required)
     async def set_preview(model: str, request: Request) -> Response:
         check_model_id(model)
-        body = await read_json(request, PreviewBody, service.limits)
+        body = await read_json(request, PreviewBody, service)
         choose = partial(choose_preview, service, model, body.text, body.prompt)
         return json_reply(model_json(await anyio.to_thread.run_sync(choose, limiter=drawing)))
 
     @routes.post("/{model:path}/rollback", dependencies=access.required)
     async def roll_back(model: str, request: Request) -> Response:
-        body = await read_json(request, RollbackBody, service.limits)
+        body = await read_json(request, RollbackBody, service)
         wanted = ModelId.parse(f"{ModelId.parse(model)}@{body.revision}")
         revision = wanted.revision
         assert revision is not None

@@ -24,12 +24,10 @@ from serve.api.generation import (
     Run,
     Sequence,
     arrival,
-    caller_of,
     check_model_id,
     finite,
     pick_seed,
     timing_headers,
-    while_wanted,
 )
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
@@ -99,13 +97,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions")
     async def create_completion(request: Request) -> Response:
-        body = await read_json(request, CompletionBody, service.limits)
-        asked = _to_request(body, request.state.request_id, caller_of(request))
+        body = await read_json(request, CompletionBody, service)
+        asked = _to_request(body, request.state.request_id, service.access.caller_of(request))
         run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
         answer = _Answer(body, run)
         if body.stream:
-            return EventStream(answer.events(), lambda: timing_headers(run), service.limits.generate_s)
-        async with while_wanted(request.receive, service.limits.generate_s):
+            return EventStream(run, answer.events(), lambda: timing_headers(run))
+        async with run.wanted(request.receive):
             await run.finish()
         return json_reply(answer.whole(), headers=timing_headers(run))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,10 +22,11 @@ from serve.api.models import model_json
 from serve.api.service import Service
 from serve.api.status import body_of, to_json
 from serve.errors import Conflict, Overloaded, RookeryError
+from serve.logs import get_logger
 from serve.metrics import Metrics
 from serve.types import ModelId, ModelInfo, Puller, PullProgress
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
 MAX_PULLS = 8  # different ones at once, by one gateway: each has a thread
 _LINE_S = 0.25  # a few lines a second are enough to see it move
@@ -132,7 +132,7 @@ class Pull:
         except RookeryError as error:
             self.result = error
         except Exception:
-            log.exception("pull_failed model_id=%s", self._model_id)
+            log.exception("pull_failed", model=self._model_id)
             self.result = RookeryError(f"The server failed to pull '{self._model_id}'; its log says why.")
         finally:
             self._on_end(self.result.code if isinstance(self.result, RookeryError) else "ok")

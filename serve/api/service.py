@@ -59,7 +59,7 @@ class Service:
     upload_dir: Path
     default_base: str
     readiness: Readiness
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: Metrics
     limits: Limits = field(default_factory=Limits)
     preview: Preview | None = None  # None: nobody can look into archives here
     draw_preview: DrawPreview | None = None  # None: pictures stay as they were made

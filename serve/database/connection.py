@@ -59,8 +59,8 @@ class Database:
         self._engine = _open(url)
         try:
             with self.read() as session:
-                version = _schema_of(session.connection())
-            if version != SCHEMA:
+                self.found_schema = _schema_of(session.connection())  # before this release's; None: no tables at all
+            if self.found_schema != SCHEMA:
                 self._upgrade()
         except BaseException:
             self.close()

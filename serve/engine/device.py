@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
@@ -11,9 +10,10 @@ import torch
 from serve.engine.engine import EngineConfig
 from serve.engine.native.library import team
 from serve.engine.selection import check_weights, is_native
+from serve.logs import get_logger
 from serve.settings import Settings
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 
 def engine_config(settings: Settings) -> EngineConfig:
@@ -30,7 +30,7 @@ def engine_config(settings: Settings) -> EngineConfig:
     if is_native(weights, device):
         team()  # made here, not in the thread of the first load, whose niceness it would inherit
     elif not use_cuda:
-        logger.warning("slow_cpu_engine weights=%s reason='no AVX-512, or the library was not compiled'", weights)
+        log.warning("slow_cpu_engine", weights=weights, reason="no AVX-512, or the library was not compiled")
     return EngineConfig(
         device=device,
         weights=weights,

@@ -6,7 +6,6 @@ output. Models of one layout share a *lane* (backend, scheduler); each turn step
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,9 +21,10 @@ from serve.engine.selection import build_backend
 from serve.engine.selection import slot_bytes as bytes_in_slot
 from serve.engine.sequence import Output, Sequence
 from serve.errors import ModelTooLarge, Overloaded
+from serve.logs import get_logger
 from serve.shape import GPT2Shape
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 
 Build = Callable[..., Backend]  # as `build_backend`
@@ -121,7 +121,7 @@ class Lane:
         try:
             produced = self._compute(chosen)
         except Exception:  # NOTE: the worker loop. Whatever broke, every waiting caller gets an answer.
-            logger.exception("step_failed sequences=%d", len(chosen))
+            log.exception("step_failed", sequences=len(chosen))
             produced = [Output(s, error="The engine failed on this batch; try again.") for s, _ in chosen]
         self._retire(produced)
         stats = StepStats(
@@ -276,7 +276,7 @@ class Engine:
                     if stats:
                         self._on_step(stats)
                 except Exception:  # a listener that fails must not stop everybody's texts
-                    logger.exception("engine_listener_failed outputs=%d", len(outputs))
+                    log.exception("engine_listener_failed", outputs=len(outputs))
 
     def _take_inbox(self) -> list[Lane]:
         """Wait for work and hand new sequences to their lanes; the busy lanes, none when closing."""

@@ -7,7 +7,6 @@ thing. Knows nothing of HTTP: callers report what became of their requests.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
@@ -15,8 +14,9 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from serve.errors import StoreUnavailable
+from serve.logs import get_logger
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 FAILURES = 5  # in a row; more than the tries of one call
 PAUSE_S = 5.0
@@ -140,11 +140,11 @@ class Breaker:
 
     def _open(self, pause_s: float) -> None:
         self._open_until = self._clock() + pause_s
-        logger.warning("hub_breaker_opened host=%s failures=%d pause_s=%.1f", self.host, self._count, pause_s)
+        log.warning("hub_breaker_opened", host=self.host, failures=self._count, pause_s=round(pause_s, 1))
 
     def _close(self) -> None:
         if self._open_until is not None:
-            logger.info("hub_breaker_closed host=%s", self.host)
+            log.info("hub_breaker_closed", host=self.host)
         self._num_failures, self._pause_s = 0, self._first_pause_s
         self._suspects.clear()
         self._open_until = self._prober = None

@@ -1,6 +1,6 @@
 """Who fetches a model on this node, and what a fetch that came to nothing has left for the next.
 
-    <root>/<hash of the id>.lock                        held while somebody fetches the model, then gone
+    <root>/<hash of the id>.lock                        held by who fetches the model, and says how far that is
     <root>/<hash of the id>/<commit>/                   the files, or parts of them, that a fetch left
     <root>/<hash of the id>/<commit>~<process>.<n>/     those of a fetch under way
 
@@ -41,25 +41,31 @@ class Claims:
         self._counted: tuple[float, int] | None = None  # when, and how many bytes
 
     @contextmanager
-    def turn(self, key: str, check_time: Callable[[], object], on_wait: Callable[[], None]) -> Iterator[None]:
-        """One at a time for each `key` on this node. While others have their turn `check_time` is called: it may raise.
+    def turn(
+        self, key: str, check_time: Callable[[], object], on_wait: Callable[[str], None]
+    ) -> Iterator[Callable[[str], None]]:
+        """One at a time for each `key`. While others have their turn `check_time` is called: it may raise.
 
-        `on_wait` is called once, if there is anybody to wait for.
+        Gives what tells those who wait something. `on_wait` is called with "" if there is anybody to wait for, and then
+        with each new text that one tells.
         """
         if not self._is_locking:
-            yield
+            yield lambda text: None
             return
         path = self._folder(key).with_suffix(".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _try_lock(path)
+        lock, heard = _try_lock(path), ""
         if lock is None:
-            on_wait()
+            on_wait("")
         while lock is None:
+            if (told := _read(path)) not in ("", heard):
+                heard = told
+                on_wait(told)
             check_time()
             time.sleep(_POLL_S * random.uniform(0.5, 1.5))
             lock = _try_lock(path)
         try:
-            yield
+            yield lambda text: _write(path, text)
         finally:
             path.unlink(missing_ok=True)  # first: who has opened it meanwhile will see that it is another one
             os.close(lock)
@@ -167,6 +173,20 @@ def _try_lock(path: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _write(path: Path, text: str) -> None:
+    """Opens and closes it: where it lies in a network file system others can then read it."""
+    with suppress(OSError):  # on a full disk nobody is told
+        path.write_text(text, encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    """Empty also when it is gone, or is being written."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _commit(folder: Path) -> str:

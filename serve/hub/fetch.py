@@ -7,13 +7,14 @@ is published under the sha. What is here is never asked for again; what was fetc
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,20 @@ from serve.hub.repository import COMMIT, Repository
 from serve.hub.session import TRIES, Session
 from serve.hub.transfer import OnProgress, Transfer
 from serve.hub.verdicts import Verdicts
+from serve.logs import get_logger, ms
 from serve.store.budget import IN_USE_S, DiskBudget, Reason
 from serve.store.disk import translated, write_json
 from serve.store.model_files import PROVENANCE, finish_weights
 from serve.store.revisions import MAIN, Revision, Standing, Store
 from serve.types import ModelId, ModelInfo, PullProgress
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 PARALLEL_DOWNLOADS = 4  # a line is seldom faster with more
 
 _WITH_FILES = {"blobs": "true"}
 _POLL_S = 0.1
+_TELL_EVERY_S = 1.0
 
 
 def _ignore(_: object) -> None:
@@ -161,18 +164,19 @@ class Hub:
     ) -> Revision:
         """Takes its turn on this node, after which what was wanted may be here."""
         deadline = Deadline(self._deadline_s, self._clock)
-        waiting = PullProgress("waiting")
         with translated(f"fetch '{wanted}'"):
             self._claims.sweep()
-            with self._claims.turn(str(wanted), deadline.check, lambda: on_progress(waiting)):
+            with self._claims.turn(str(wanted), deadline.check, lambda told: on_progress(_read(told))) as tell:
+                report = _telling(tell, on_progress)
+                self._store.refresh(str(wanted))  # who had the turn before may be another machine
                 is_still_wanted = is_asked_for and not _is_commit(wanted)
                 if not is_still_wanted and (found := self._here(_spelled(wanted), sees_private)):
                     return found
                 standing = self._store.standing_of(str(wanted))
                 if standing.is_own and not is_asked_for and (sees_private or not standing.is_private):
                     return self._store.resolve(_spelled(wanted))  # raises, if it has not just been published
-                repository = self._find(wanted, standing, deadline, on_progress, sees_private)
-                found = self._bring(wanted, standing, repository, deadline, on_progress)
+                repository = self._find(wanted, standing, deadline, report, sees_private)
+                found = self._bring(wanted, standing, repository, deadline, report)
         if found.is_private and not sees_private:  # it was made so meanwhile
             raise self.no_such_model(_spelled(wanted))
         return found
@@ -216,7 +220,7 @@ class Hub:
         with suppress(OSError):  # the model is here all the same
             self._answered.touch()
         duration_s = time.monotonic() - started
-        logger.info("model_fetched model_id=%s revision=%s duration_s=%.3f", wanted, repository.sha, duration_s)
+        log.info("model_fetched", model=str(wanted), revision=repository.sha, duration_ms=ms(duration_s))
         return found
 
     @contextmanager
@@ -287,6 +291,28 @@ class Hub:
             raise
         self._claims.drop(mine)
         return staged
+
+
+def _telling(tell: Callable[[str], None], on_progress: OnProgress) -> OnProgress:
+    """As `on_progress`; who waits for the same model is told too, of each new phase and then once in _TELL_EVERY_S."""
+    phase, told_at = "", -math.inf
+
+    def report(progress: PullProgress) -> None:
+        nonlocal phase, told_at
+        now = time.monotonic()
+        if progress.phase != phase or now - told_at >= _TELL_EVERY_S:
+            phase, told_at = progress.phase, now
+            tell(json.dumps(asdict(progress)))
+        on_progress(progress)
+
+    return report
+
+
+def _read(told: str) -> PullProgress:
+    """What `_telling` has told; "waiting" where it is not whole, or nobody has told anything."""
+    with suppress(ValueError, TypeError):
+        return PullProgress(**json.loads(told))
+    return PullProgress("waiting")
 
 
 def _is_commit(wanted: ModelId) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -36,13 +35,14 @@ from serve.hub.push_cache import claimed
 from serve.hub.push_card import is_utf8, rename_in_card
 from serve.hub.push_errors import TRIES, pause_before_retry, reading, writing
 from serve.hub.push_target import choose_target, log_in
+from serve.logs import get_logger
 from serve.store.disk import translated
 from serve.store.files import find_file, list_files
 from serve.store.model_files import MODEL_FILES, OUR_FILES, WEIGHT_FILES
 from serve.store.validate import WEIGHTS
 from serve.types import ModelId, RepoFile
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
 _CARD = "README.md"
 # All that a revision may have that is the public's. What else a repository on the Hub has is not touched.
@@ -66,7 +66,11 @@ class PushProgress:
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Where a revision is on the Hub. `skipped`: it was all there before. `uploaded_bytes`: of files, as sent."""
+    """Where a revision is on the Hub. `uploaded_bytes`: of files, as sent.
+
+    `skipped`: it was found there at the start. Where several push at once, huggingface_hub makes no second commit of
+    the same files and names the first as its own: more than one may then say that it was not skipped.
+    """
 
     repo: str
     url: str
@@ -110,7 +114,7 @@ def push(
     waiting = PushProgress("waiting")
     with translated(f"use {cache}"), claimed(cache, model.key, lambda: on_progress(waiting)) as folder:
         pushed = _Push(hub, target, model, folder, visibility, to is not None, on_progress).run()
-    log.info("model_pushed model_id=%s repo=%s commit=%s", info.id, pushed.repo, pushed.commit)
+    log.info("model_pushed", model=info.id, repo=pushed.repo, commit=pushed.commit)
     return pushed
 
 

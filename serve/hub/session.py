@@ -7,7 +7,6 @@ Everything that can go wrong becomes one of our errors here. Knows nothing of mo
 from __future__ import annotations
 
 import json
-import logging
 import random
 import re
 import threading
@@ -26,10 +25,11 @@ from serve.hub.answers import REDIRECTS, UNLIMITED, Answer, Failure, Subject, To
 from serve.hub.breaker import BREAKERS, Breaker, Breakers
 from serve.hub.call import Call
 from serve.hub.pace import HEAD_S, MIN_BYTES_PER_S, SILENCE_S, WINDOW_S, Deadline, Pace
+from serve.logs import get_logger
 
 T = TypeVar("T")
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 MAX_JSON_BYTES = 10_000_000
 MAX_REDIRECTS = 5
@@ -54,7 +54,9 @@ class Session:
         window_s: float = WINDOW_S,
         head_s: float = HEAD_S,
         random: Callable[[], float] = random.random,
+        on_request: Callable[[str], None] = lambda outcome: None,
     ) -> None:
+        """`on_request` is told how each HTTP request ended, on the thread that made it."""
         self._endpoint = endpoint.rstrip("/")
         self._home = httpx2.URL(self._endpoint)
         self._token = token or False  # False: not the one that may lie in the user's home either
@@ -62,6 +64,7 @@ class Session:
         self._tries = tries
         self._min_bytes_per_s, self._window_s, self._head_s = min_bytes_per_s, window_s, head_s
         self._random = random
+        self._on_request = on_request
 
     # --- Questions ----------------------------------------------------------------------------------------
 
@@ -85,7 +88,7 @@ class Session:
                 return action()
             except Failure as exc:
                 failure = exc
-            logger.info("hub_try_failed try=%d of=%d reason=%s", attempt + 1, self._tries, failure)
+            log.info("hub_try_failed", number=attempt + 1, of=self._tries, reason=str(failure))
             most = min(failure.most, knocks if isinstance(failure.error, HubUnreachable) else UNLIMITED)
             ended[most] += 1  # those of equal patience together
             pause_s = self._random() * min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**attempt)
@@ -129,10 +132,11 @@ class Session:
         breaker = self._breakers.of(str(url))
         breaker.check()
         call = Call()
-        with _reported(breaker, subject), self._translated(url, call, subject, deadline):
+        with _reported(breaker, subject), self._translated(url, call, subject, deadline), self._told() as told:
             headers = self._headers(url) | wanted
             timeout = deadline.timeout(min(SILENCE_S, self._window_s))
             response = call.send(url, headers, timeout, min(self._head_s, deadline.left()))
+            told.append(_outcome(response.status_code))
             # Reads have a timeout each, which a trickle never meets: the connection is cut when all must be over.
             watchdog = threading.Timer(deadline.left() + 0.05, call.cut)
             watchdog.daemon = True
@@ -142,6 +146,21 @@ class Session:
             finally:
                 watchdog.cancel()
                 response.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[list[str]]:
+        """Tells the last of the outcomes that the block puts there, unless the network has one of its own."""
+        outcomes = ["error"]
+        try:
+            yield outcomes
+        except httpx2.HTTPError as exc:
+            outcomes.append("timeout" if isinstance(exc, httpx2.TimeoutException) else "connection")
+            raise
+        except OfflineModeIsEnabled:
+            outcomes.append("offline")
+            raise
+        finally:
+            self._on_request(outcomes[-1])
 
     def _headers(self, url: httpx2.URL) -> dict[str, str]:
         headers: dict[str, str] = build_hf_headers(token=self._token if self._is_home(url) else False)
@@ -213,6 +232,13 @@ class Session:
                 raise Failure(no_way(subject), blames="host", most=most) from exc
             silent = unavailable(f"The Hub does not answer for {subject}")
             raise Failure(silent, blames="repository" if call.is_answered else "host") from exc
+
+
+def _outcome(status: int) -> str:
+    if status < 400 or status == 416:  # the file is here already
+        return "ok"
+    said = {401: "denied", 403: "denied", 451: "denied", 404: "not_found", 429: "rate_limited"}
+    return said.get(status, "server_error" if status >= 500 else "refused")
 
 
 @contextmanager

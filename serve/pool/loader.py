@@ -76,11 +76,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """A model's bytes are free again."""
+    """A model's bytes are free again, `age_s` after it became resident."""
 
     key: str
     num_bytes: int
     reason: EvictionReason
+    age_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import math
 import time
 from collections import deque
@@ -39,6 +38,7 @@ from serve.errors import (
     Overloaded,
     RookeryError,
 )
+from serve.logs import get_logger, ms
 from serve.pool.loader import (
     Evicted,
     EvictionReason,
@@ -52,9 +52,10 @@ from serve.pool.loader import (
     ResidentModel,
     S,
 )
+from serve.pool.working_set import WINDOW_S, WorkingSet
 from serve.types import Tier
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 # Facts about a model: asking again soon gives the same answer. All other failures may pass, and are not remembered.
 FACTS = (ModelNotFound, ModelGated, ModelUnusable, ModelTooLarge)
@@ -132,6 +133,7 @@ class ModelPool(Generic[P, S]):
         patience_s: float = 2.0,
         negative_ttl_s: float = 60.0,
         max_waiting: int = 1024,
+        working_set_s: float = WINDOW_S,
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[PoolEvent], None] | None = None,
         executor: Executor | None = None,
@@ -157,6 +159,7 @@ class ModelPool(Generic[P, S]):
         self._queue: deque[_Entry[S]] = deque()  # waiting for room
         self._failures: dict[str, tuple[float, RookeryError]] = {}  # key -> (expires at, reason), oldest first
         self._timer: asyncio.TimerHandle | None = None
+        self._working_set = WorkingSet(working_set_s, clock)
         self._num_waiting = 0
         self._typical_load_s = 1.0
         self._closed = False
@@ -172,6 +175,11 @@ class ModelPool(Generic[P, S]):
     @property
     def pinned_bytes(self) -> int:
         return _bytes(entry for entry in self._alive if entry.pinned)
+
+    @property
+    def asked_bytes(self) -> int:
+        """Of the distinct models leased within the last `working_set_s`, or waited for, though there was no room."""
+        return self._working_set.num_bytes
 
     @property
     def num_waiting(self) -> int:
@@ -286,7 +294,12 @@ class ModelPool(Generic[P, S]):
             self._alive[entry] = None
             entry.task = asyncio.get_running_loop().create_task(self._bring(entry))
         entry.leases += 1
+        self._note_asked(entry)
         return entry
+
+    def _note_asked(self, entry: _Entry[S]) -> None:
+        if 0 < entry.num_bytes <= self.budget_bytes:  # it is prepared, and not too large for any pool like this one
+            self._working_set.note(entry.key, entry.num_bytes)
 
     def _check_cold(self, key: str) -> None:
         expires_at, failure = self._failures.get(key, (0.0, None))
@@ -321,6 +334,7 @@ class ModelPool(Generic[P, S]):
     def _give_back(self, entry: _Entry[S]) -> None:
         entry.leases -= 1
         entry.touched_at = self._clock()
+        self._note_asked(entry)
         self._let_go(entry)
         self._admit()
 
@@ -348,6 +362,7 @@ class ModelPool(Generic[P, S]):
         entry.num_bytes, entry.tier = prepared.num_bytes, prepared.tier
         if (misfit := _closing() if self._closed else self._misfit(entry)) is not None:
             raise misfit
+        self._note_asked(entry)
         entry.state = "waiting"
         entry.waiting_at = self._clock()
         entry.room = asyncio.get_running_loop().create_future()
@@ -367,15 +382,10 @@ class ModelPool(Generic[P, S]):
 
     def _fail(self, entry: _Entry[S], error: BaseException) -> None:
         """Tells all who wait; the reason is remembered when it is a fact about the model."""
-        known = isinstance(error, RookeryError)
-        logger.log(
-            logging.INFO if known else logging.ERROR,
-            "model_load_failed model_id=%r state=%s error=%s",
-            entry.key,
-            entry.state,
-            f"{type(error).__name__}: {error}",
-            exc_info=None if known else error,
-        )
+        if isinstance(error, RookeryError):
+            log.info("load_failed", model=entry.key, state=entry.state, code=error.code, reason=error.message)
+        else:
+            log.error("load_failed", model=entry.key, state=entry.state, exc_info=error)
         if not isinstance(error, RookeryError):
             error = RookeryError(f"Model {entry.key!r} could not be loaded: {type(error).__name__}.", param="model")
         entry.failure = copy.copy(error)  # without the traceback, which would keep the loader's frames alive
@@ -421,10 +431,10 @@ class ModelPool(Generic[P, S]):
         try:
             await self._call(self._loader.unload, entry.slot)
         except Exception:  # the loader's own fault; counting its bytes for ever would only spread the damage
-            logger.exception("model_unload_failed model_id=%r", entry.key)
+            log.exception("unload_failed", model=entry.key)
         entry.slot = None
         self._remove(entry)
-        self._emit(Evicted(entry.key, entry.num_bytes, reason))
+        self._emit(Evicted(entry.key, entry.num_bytes, reason, self._clock() - entry.loaded_at))
         self._admit()
 
     def _remove(self, entry: _Entry[S]) -> None:
@@ -529,14 +539,14 @@ class ModelPool(Generic[P, S]):
     def _emit(self, event: PoolEvent) -> None:
         match event:
             case Loaded(key, num_bytes, tier, load_s):
-                logger.info("model_loaded model_id=%r bytes=%d tier=%s duration_s=%.3f", key, num_bytes, tier, load_s)
+                log.info("model_loaded", model=key, bytes=num_bytes, tier=tier, duration_ms=ms(load_s))
             case Evicted(key, num_bytes, reason):
-                logger.info("model_evicted model_id=%r bytes=%d reason=%s", key, num_bytes, reason)
+                log.info("model_evicted", model=key, bytes=num_bytes, reason=reason)
         if self._on_event is not None:
             try:
                 self._on_event(event)
             except Exception:  # an observer must not hurt what it observes
-                logger.exception("pool_observer_failed event=%s", type(event).__name__)
+                log.exception("pool_observer_failed", kind=type(event).__name__)
 
 
 def _by_age(entries: Iterable[_Entry[S]], now: float) -> list[_Entry[S]]:

@@ -6,7 +6,6 @@ changes it where disks are mounted so. Only what can be fetched again is ever re
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import time
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from serve.errors import DiskFull
+from serve.logs import get_logger
 from serve.store.revisions import Fetched, Revision, Store, last_use
 from serve.store.validate import WEIGHTS
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 RESERVE_BYTES = 2**28  # left to others on the disk, whatever is fetched
 IN_USE_S = 180.0  # what was used within this may be about to be loaded: longer than anybody waits for that
@@ -119,13 +119,13 @@ class DiskBudget:
                 over = _Over(over.limit - one.num_bytes, over.space - one.num_bytes)
             if is_ours:
                 self._on_evict(reason)
-                logger.info(
-                    "model_evicted_from_disk model_id=%s revision=%s bytes=%d idle_s=%.0f reason=%s",
-                    one.model_id,
-                    one.revision,
-                    one.num_bytes,
-                    self._clock() - used_at,
-                    reason,
+                log.info(
+                    "model_evicted_from_disk",
+                    model=one.model_id,
+                    revision=one.revision,
+                    bytes=one.num_bytes,
+                    idle_s=round(self._clock() - used_at),
+                    reason=reason,
                 )
         return over
 

@@ -20,12 +20,12 @@ class Deletions:
     """The folder `root`, which need not be there."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def note(self, model_id: str) -> None:
         """The model is being deleted."""
         with suppress(OSError):  # on a full disk models must go all the same
-            self._root.mkdir(exist_ok=True)
+            self.root.mkdir(exist_ok=True)
             self._path(model_id).write_text(secrets.token_hex(8), encoding="ascii")
 
     def last(self, model_id: str) -> str | None:
@@ -39,10 +39,10 @@ class Deletions:
         """Forgets what is long ago."""
         oldest = time.time() - STALE_AFTER_S
         with suppress(FileNotFoundError):
-            for path in self._root.iterdir():
+            for path in self.root.iterdir():
                 with suppress(FileNotFoundError):  # another sweeper was quicker
                     if path.stat().st_mtime < oldest:
                         path.unlink()
 
     def _path(self, model_id: str) -> Path:
-        return self._root / hashlib.sha256(model_id.lower().encode()).hexdigest()[:32]
+        return self.root / hashlib.sha256(model_id.lower().encode()).hexdigest()[:32]

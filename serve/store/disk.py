@@ -8,12 +8,16 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from serve.errors import disk_error
 
 _held = threading.local()  # `paths`: the locks of each thread
+# As /proc/self/mountinfo names them. By FUSE come file systems of other machines, and of this one: NTFS, mergerfs.
+_SHARED = {"9p", "beegfs", "ceph", "cifs", "gfs2", "gpfs", "lustre", "nfs", "nfs4", "ocfs2", "smb3", "virtiofs"}
+_BY_FUSE = {"ceph-fuse", "curvefs", "gcsfuse", "glusterfs", "juicefs", "mfs", "rclone", "s3fs", "seaweedfs", "sshfs"}
 
 
 @contextmanager
@@ -44,6 +48,32 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
             yield
         finally:
             held.remove(path)
+
+
+@lru_cache(maxsize=64)
+def is_shared(device: int) -> bool:
+    """Whether other machines may write to the file system `device`, a `st_dev`. Where nothing tells, they do not.
+
+    A file that another machine removes is gone at once also for who has mapped it: to touch a page of it that is not in
+    memory ends the process (SIGBUS).
+    """
+    with suppress(OSError):
+        wanted = f"{os.major(device)}:{os.minor(device)}"
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.split()[2] == wanted:
+                kind = line.partition(" - ")[2].split()[0]
+                return kind in _SHARED or kind.removeprefix("fuse.") in _BY_FUSE
+    return False
+
+
+def refresh(*folders: Path) -> None:
+    """Has their names as they are now, also where another machine has just changed them.
+
+    A network file system may show for seconds what was there before; to open a folder makes it look again.
+    """
+    for folder in folders:
+        with suppress(OSError):  # it is not there
+            os.close(os.open(folder, os.O_RDONLY))
 
 
 def sync(path: Path) -> None:

@@ -4,7 +4,8 @@ The folders are the truth; this is derived from them, and is made anew when it i
 version. A name comes in when its namespace is looked at, which opens no model; what the model says of itself follows
 when somebody asks. An entry holds as long as the model's home has the time of change that it had then.
 
-Readers need no lock of ours. Whoever writes holds the store's. It knows no file of a model.
+Readers need no lock of ours. Whoever writes holds the store's, or its own where the file is in another folder. It knows
+no file of a model.
 """
 
 from __future__ import annotations
@@ -74,14 +75,20 @@ def despite_damage(look: Callable[[], T]) -> T:
 
 
 class Index:
-    """Of the models under `root`. `lock` is the store's own, held by whoever changes anything."""
+    """Of the models under `root`. `lock` is the store's own, held by whoever changes anything.
 
-    def __init__(self, root: Path, lock: Path) -> None:
-        self._root, self._lock, self._path = root, lock, root / INDEX
+    With `cache`, a folder of this machine's own, the file is there, and a lock for those who write to it: each machine
+    that shares `root` follows the folders by itself.
+    """
+
+    def __init__(self, root: Path, lock: Path, cache: Path | None = None) -> None:
+        self._root, self._path = root, (cache or root) / INDEX
+        self._lock, self._clock = cache / ".lock" if cache else lock, lock
         self._not_before: dict[str, float] = {}  # folder -> when it may be looked at again, if nothing else says so
         self._reader: sqlite3.Connection | None = None
         self._known = 0, 0  # process and inode of which it is
         self._hidden_after = 0
+        self._now_ns = 0  # of whoever writes
         self._guard = threading.Lock()
 
     # --- Reading ---------------------------------------------------------------------------------------------
@@ -195,7 +202,7 @@ class Index:
                 db.execute("DELETE FROM folders WHERE name = ?", (name,))
             for name in there:
                 add_folder(db, name)
-            note_folder(db, "", mtime_ns, is_settled=_is_old(mtime_ns))
+            note_folder(db, "", mtime_ns, is_settled=self._is_old(mtime_ns))
         self._spare("", len(there))
 
     def _compare_names(self, namespace: str, wait: bool) -> None:
@@ -216,14 +223,14 @@ class Index:
             if mtime_ns is None:
                 db.execute("DELETE FROM folders WHERE name = ?", (namespace,))
             else:
-                note_folder(db, namespace, mtime_ns, is_settled=_is_old(mtime_ns))
+                note_folder(db, namespace, mtime_ns, is_settled=self._is_old(mtime_ns))
             [(num_names,)] = db.execute("SELECT count(*) FROM models WHERE namespace = ?", (namespace,))
         self._spare(namespace, num_names)
 
     def refresh(self, model_ids: Sequence[str], describe: Describe, *, wait: bool = False) -> None:
         """Describes models that others may have changed; one without a home is removed. Raises: IndexBusy."""
         with self.writing(wait=wait) as db:
-            _put_seen(db, model_ids, describe)
+            self._put_seen(db, model_ids, describe)
 
     def describe_some(self, limit: int, describe: Describe) -> bool:
         """Describes models of which no more than the name is known; False when there are none.
@@ -234,8 +241,13 @@ class Index:
         if num_left == 0:
             return False
         with self.writing(wait=num_left == limit) as db:
-            _put_seen(db, self.undescribed(limit), describe)
+            self._put_seen(db, self.undescribed(limit), describe)
         return True
+
+    def _put_seen(self, db: sqlite3.Connection, model_ids: Sequence[str], describe: Describe) -> None:
+        """What is there now. It is not believed the next time if it may change without showing another time."""
+        for model_id, entry in zip(model_ids, describe(model_ids), strict=True):
+            put(db, model_id, entry, is_trusted=entry is not None and self._is_old(entry.mtime_ns))
 
     @contextmanager
     def following(self, model_id: str, describe: Describe) -> Iterator[None]:
@@ -257,9 +269,11 @@ class Index:
 
     @contextmanager
     def writing(self, *, wait: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction, under the store's lock. Raises: IndexUnavailable, IndexBusy."""
+        """One transaction, under the lock of those who write to this file. Raises: IndexUnavailable, IndexBusy."""
         with self._translated(), locked(self._lock, wait=wait):
             self._make_if_missing()
+            self._clock.touch()
+            self._now_ns = os.stat(self._clock).st_mtime_ns  # as the disk has it, which another machine may keep
             with closing(self._connect()) as db, db:
                 db.execute(f"PRAGMA cache_size = -{_WRITING_CACHE_KB}")
                 db.execute("PRAGMA cache_spill = OFF")  # it would lock readers out before the transaction ends
@@ -332,6 +346,9 @@ class Index:
         for path in (self._path, self._path.with_name(f"{self._path.name}-journal")):
             path.unlink(missing_ok=True)
 
+    def _is_old(self, mtime_ns: int) -> bool:
+        return abs(self._now_ns - mtime_ns) > _CLOCK_GRAIN_NS  # in the future: the clock has been set back
+
     # --- What a look costs -----------------------------------------------------------------------------------
 
     def _is_due(self, what: str) -> bool:
@@ -356,12 +373,6 @@ def _begin_again(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
 
 
-def _put_seen(db: sqlite3.Connection, model_ids: Sequence[str], describe: Describe) -> None:
-    """What is there now. It is not believed the next time if it may change without showing another time."""
-    for model_id, entry in zip(model_ids, describe(model_ids), strict=True):
-        put(db, model_id, entry, is_trusted=entry is not None and _is_old(entry.mtime_ns))
-
-
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "replace")
 
@@ -371,10 +382,6 @@ def _mtime_ns(folder: Path) -> int | None:
         return os.stat(folder).st_mtime_ns
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-
-
-def _is_old(mtime_ns: int) -> bool:
-    return abs(time.time_ns() - mtime_ns) > _CLOCK_GRAIN_NS  # in the future: the clock has been set back
 
 
 class _NotOurs(sqlite3.DatabaseError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from serve.errors import ModelUnusable
@@ -81,14 +81,22 @@ def seal(folder: Path) -> None:
     sync(folder)
 
 
-def content_hash(folder: Path) -> str:
-    """sha256 over the sorted (name, sha256) of a model's files, shortened to the length of a commit's."""
+def content_hash(folder: Path, known: Mapping[str, str] | None = None) -> str:
+    """sha256 over the sorted (name, sha256) of a model's files, shortened to the length of a commit's.
+
+    `known`: the sha256 of files that need not be read.
+    """
     total = hashlib.sha256()
     for path in sorted(model_files(folder)):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()}\0{digest}\n".encode())
+        name = path.relative_to(folder).as_posix()
+        digest = (known or {}).get(name) or _sha256(path)
+        total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()[:REVISION_LENGTH]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(folder: Path) -> str:

@@ -25,7 +25,7 @@ from serve.store.describe import (
     is_from_hub,
     read_card,
 )
-from serve.store.disk import translated
+from serve.store.disk import refresh, translated
 from serve.store.homes import Homes
 from serve.store.index import Index
 from serve.store.index_search import Filter, Place
@@ -63,19 +63,27 @@ class Standing(NamedTuple):
 class Reader:
     """The models under `root`, and those in `embedded`, which come with the program and stay.
 
-    Methods block on disk; any number of threads and processes may use one root.
+    Methods block on disk; any number of threads, processes and machines may use one root. `cache` is a folder of this
+    machine's own for what is derived; None: that is under `root` as well.
     """
 
-    def __init__(self, root: Path, *, embedded: Mapping[str, Path]) -> None:
+    def __init__(self, root: Path, *, embedded: Mapping[str, Path], cache: Path | None = None) -> None:
         models = root.resolve() / "models"
         self._models, self._lock = models, models / ".lock"
-        self._homes, index = Homes(models), Index(models, self._lock)
+        self._homes, index = Homes(models), Index(models, self._lock, cache)
         self._lookup = Lookup(self._homes, index, embedded)
         self._listing = Listing(self._homes, self._lookup, index)
         with translated("open the model folder"):
             self._staging = Staging(models / ".staging")
+            if cache is not None:
+                cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._conversions = Conversions(models / ".converted", self._staging, self._lock)
         self._deletions = Deletions(models / ".deleted")
+
+    @property
+    def models(self) -> Path:
+        """Under which all revisions are."""
+        return self._models
 
     @property
     def fetching(self) -> Path:
@@ -83,6 +91,11 @@ class Reader:
         return self._models / ".fetching"
 
     # --- Finding ------------------------------------------------------------------------------------------
+
+    def refresh(self, model_id: str) -> None:
+        """What another machine has just done to the model is seen from now on, not some seconds later."""
+        home = self._homes.of(ModelId.parse(model_id))
+        refresh(self._models, home.parent, home, self._deletions.root)
 
     def resolve(self, model_id: str) -> Revision:
         """The folder to serve for `model_id`, from this disk alone, with its weights as model.safetensors.

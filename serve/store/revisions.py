@@ -28,7 +28,7 @@ from serve.store.describe import (
     is_checkpoint,
     job_of,
 )
-from serve.store.disk import locked, sync, translated
+from serve.store.disk import locked, refresh, sync, translated
 from serve.store.lookup import MAIN, Revision
 from serve.store.marks import KEPT, PRIVATE, is_marked, set_mark
 from serve.store.model_files import content_hash, copy_model, seal
@@ -91,6 +91,7 @@ class Store(Reader):
                 seal(folder)
                 name = revision or content_hash(folder)
                 with locked(self._lock):
+                    self.refresh(str(wanted))
                     return self._move_in(self._still(wanted, standing), folder, name, alias, is_private)
         finally:
             self.discard(folder)
@@ -329,10 +330,12 @@ class Store(Reader):
     def _writing(self, wanted: ModelId, *, is_new: bool = False) -> Iterator[Path | None]:
         """The home of the model, which nobody else changes meanwhile; afterwards the index knows of it."""
         with locked(self._lock):
+            self.refresh(str(wanted))
             home = self._homes.of(wanted) if is_new else self._lookup.home_of(wanted)
             if home is None:
                 yield None
                 return
+            refresh(home)  # it may be spelled in another way
             with self._listing.following(home):
                 yield home
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -27,7 +26,10 @@ from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-logger = logging.getLogger(__name__)
+from serve.logs import configure, get_logger
+from serve.settings import Settings
+
+log = get_logger()
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 0.01
@@ -143,7 +145,7 @@ def train(corpus: Path, out: Path, recipe: Recipe, *, resume: Path | None = None
     blocks = pack(texts[:-num_held_out], tokenizer, recipe.n_positions)
     held_out = pack(held_out_texts, tokenizer, recipe.n_positions)
     total = int(len(blocks) // recipe.batch_blocks * recipe.epochs)
-    logger.info("base_data texts=%d blocks=%d steps=%d", len(texts), len(blocks), total)
+    log.info("base_data", texts=len(texts), blocks=len(blocks), steps=total)
 
     # 2. Model and optimizers.
     end = tokenizer.token_to_id(END_OF_TEXT)
@@ -191,7 +193,7 @@ def train(corpus: Path, out: Path, recipe: Recipe, *, resume: Path | None = None
         running = loss.item() if running is None else 0.95 * running + 0.05 * loss.item()
         if step % 20 == 0:
             rate = (step + 1 - first_step) * batch.numel() / (time.monotonic() - started)
-            logger.info("base_step step=%d/%d loss=%.4f lr_scale=%.3f tokens_s=%.0f", step, total, running, scale, rate)
+            log.info("base_step", step=step, steps=total, loss=round(running, 4), lr_scale=scale, tokens_s=round(rate))
         if (step + 1) % 400 == 0:
             _checkpoint(out / "checkpoint.pt", model, optimizers, step + 1)
 
@@ -256,7 +258,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=Recipe().seed)
     parser.add_argument("--resume", type=Path, help="a checkpoint.pt of an unfinished run")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    configure(Settings.from_env(), part="base")
     recipe = Recipe(epochs=args.epochs, seed=args.seed)
     record = train(args.corpus, args.out, recipe, resume=args.resume)
     print(json.dumps(record, indent=2))  # noqa: T201

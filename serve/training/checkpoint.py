@@ -8,7 +8,6 @@ Knows tensors and JSON, not what they mean.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import threading
 import time
@@ -21,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from serve.logs import get_logger
 from serve.store.disk import sync
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 _COMPLETE = "COMPLETE"  # written into a checkpoint's folder when all else is there
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
@@ -53,8 +53,16 @@ def read_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
         reason = "it belongs to another training"
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as exc:
         reason = type(exc).__name__
-    logger.warning("checkpoint_ignored name=%s reason=%r", folder.name, reason)
+    log.warning("checkpoint_ignored", name=folder.name, reason=reason)
     return None
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """What is said of it; nothing where that cannot be read."""
+    try:
+        return dict(json.loads((folder / _PROGRESS).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 class CheckpointWriter:

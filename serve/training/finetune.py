@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import math
 import shutil
 import time
@@ -25,15 +24,16 @@ from torch import Tensor
 
 from serve.engine.device import multiplies_bfloat16
 from serve.errors import BadUpload, ModelUnusable, TrainingFailed
+from serve.logs import get_logger, ms
 from serve.store.disk import write_json
 from serve.store.validate import read_shape
-from serve.training.checkpoint import Checkpoint, CheckpointWriter, read_checkpoint
+from serve.training.checkpoint import Checkpoint, CheckpointWriter, read_checkpoint, read_progress
 from serve.training.checkpoint import find_checkpoint as find_checkpoint
 from serve.training.evaluate import PREVIEW_MIN_TOKENS, PREVIEW_TOKENS, held_out_loss, preview
 from serve.training.gpt2 import GPT2, Base, Dropout, Weights, read_base, write_weights
 from serve.training.learner import Learner
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 LEARNING_RATE = 1.372e-4  # huggingtweets', found there by a sweep over many accounts
 NUM_EPOCHS = 4
@@ -196,13 +196,13 @@ def finetune(
     previews = judge.sample(spec.num_previews)
     judged = time.monotonic()
     _write_folder(spec.out, base, learner.weights, end_id)
-    logger.info(
-        "finetune_phases prepare_s=%.1f train_s=%.1f judge_s=%.1f write_s=%.1f steps=%d",
-        prepared - started,
-        trained - prepared,
-        judged - trained,
-        time.monotonic() - judged,
-        len(run.history),
+    log.info(
+        "finetune_phases",
+        prepare_ms=ms(prepared - started),
+        train_ms=ms(trained - prepared),
+        judge_ms=ms(judged - trained),
+        write_ms=ms(time.monotonic() - judged),
+        steps=len(run.history),
     )
     last = run.history[-1]
     assert last.train_loss is not None
@@ -441,6 +441,12 @@ class _Run:
         self.history = [Progress(**{**row, "samples": tuple(row["samples"])}) for row in found.progress["history"]]
         self._step = self._first_step = self.history[-1].step
         return True
+
+
+def count_learnt(checkpoint: Path) -> int:
+    """The tokens of all steps before it; 0 where it is damaged."""
+    history = read_progress(checkpoint).get("history")
+    return int(history[-1]["tokens"]) if history else 0
 
 
 def _fingerprint(spec: FineTuneSpec, blocks: Tensor, learner: Learner) -> str:

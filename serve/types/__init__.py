@@ -58,6 +58,7 @@ from serve.types.training import (
     Run,
     TrainingFile,
 )
+from serve.types.usage import Ranking, TopView, UsageSketch, Use
 
 __all__ = [
     "ABANDONED_AFTER_S",
@@ -91,6 +92,7 @@ __all__ = [
     "PromptInfo",
     "PullProgress",
     "Puller",
+    "Ranking",
     "RESULTS_PURPOSE",
     "ReplicaView",
     "RepoFile",
@@ -102,7 +104,10 @@ __all__ = [
     "TRAINING_PURPOSE",
     "Tier",
     "TokenInfo",
+    "TopView",
     "TrainingFile",
+    "UsageSketch",
+    "Use",
     "as_tuple",
     "check_idempotency_key",
     "check_range",

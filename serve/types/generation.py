@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypedDict
 
+from serve.types.usage import TopView
+
 MAX_CHOICES = 16  # of one prompt
 PREVIEW_PROMPT = "My dream is"  # how the first texts of a bot begin: huggingtweets' own
 
@@ -168,6 +170,10 @@ class Generator(Protocol):
         ...
 
     async def replicas(self) -> list[ReplicaView]: ...
+
+    async def top(self, limit: int) -> TopView:
+        """Who has used the service most in the last one to two hours: the `limit` greatest of each list."""
+        ...
 
     async def forget(self, model_id: str) -> None:
         """Drop a deleted model from memory; sequences under way finish."""

@@ -150,7 +150,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
     @routes.post("/bots/{model:path}")
     async def act(model: str, request: Request) -> Response:
         wanted = ModelId.parse(model)
-        fields = {name: values[-1] for name, values in (await read_fields(request, service.limits)).items()}
+        fields = {name: values[-1] for name, values in (await read_fields(request, service)).items()}
         action = fields.pop("do", "")
         if action == "write":
             return await _write(model, request, fields)

@@ -64,7 +64,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
     @routes.post("/jobs/{job_id}")
     async def change_job(request: Request, job_id: PathId) -> Response:
-        do = (await read_fields(request, service.limits)).get("do", [""])[-1]
+        do = (await read_fields(request, service)).get("do", [""])[-1]
         if do not in acts:
             raise InvalidRequest("'do' must be 'pause', 'resume' or 'cancel'.", param="do")
         with contextlib.suppress(Conflict):  # it was quicker: its page says how it ended

@@ -27,11 +27,12 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
     @routes.post("/login")
     async def sign_in(request: Request) -> Response:
-        fields = await read_fields(request, service.limits)
+        fields = await read_fields(request, service)
         key, onward = fields.get("key", [""])[-1].strip(), _local(fields.get("next", ["/"])[-1])
         if not access.needs_keys:
             return go(onward)
         if not access.opens(key):
+            service.metrics.auth_failures.labels("wrong" if key else "missing").inc()
             error = "That is none of this server's keys. Whoever runs it has them in ROOKERY_API_KEYS."
             return pages.render(request, "login.html", 401, next=onward, error=error)
         reply = go(onward)

@@ -22,7 +22,6 @@ from starlette.responses import Response
 
 from serve.api.body import Form, Part, read_fields, read_form
 from serve.api.files import keep
-from serve.api.generation import caller_of
 from serve.api.job_request import BotForm, bare, from_form
 from serve.api.service import Preview, Service
 from serve.api.status import BodyTooLarge, invalid, status_of
@@ -86,7 +85,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
     async def take_archives(request: Request) -> Response:
         handles: list[str] = []
         try:
-            async with read_form(request, service.upload_dir, service.limits) as form:
+            async with read_form(request, service) as form:
                 handles = form.values("handle")
                 draft = await _take(service, looks, _uploads(form))
         except BodyTooLarge as exc:
@@ -108,7 +107,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
     @routes.post("/make/review")
     async def train(request: Request) -> Response:
-        fields = await read_fields(request, service.limits)
+        fields = await read_fields(request, service)
         draft = Draft.read(fields)
         if fields.get("do") == ["discard"]:
             looks.forget(draft.file_ids)  # first: whatever has become of the files
@@ -117,7 +116,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
         if "consent" not in fields:
             return await show_review(request, draft, 400, _NO_CONSENT)
         try:
-            job = await _create_job(service, draft, caller_of(request))
+            job = await _create_job(service, draft, service.access.caller_of(request))
         except NotFound as exc:
             raise NotFound(_GONE) from exc
         except RookeryError as exc:

@@ -1,4 +1,4 @@
-"""The operator's page: what each replica holds and does, what has left memory and why, and what waits."""
+"""The operator's pages: what each replica holds and does, what has left memory and why, what waits, who asks most."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from serve.api.overview import service_status, unless_away
 from serve.api.service import Service
 from serve.types import Eviction, ReplicaView, Resident
 from serve.web.jobs_list import JobLine
-from serve.web.pages import Pages, page_route
+from serve.web.pages import Pages, page_route, wants_page
 
 _NUM_JOBS = 10
 _NUM_RESIDENTS = 100  # a replica may hold hundreds; GET /v1/replicas tells all
 _NUM_EVICTIONS = 50
+_NUM_TOP = 20
 
 
 def router(service: Service, pages: Pages) -> APIRouter:
-    """/admin"""
+    """/admin and /admin/top"""
     routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
 
     @routes.get("/admin")
@@ -41,6 +42,12 @@ def router(service: Service, pages: Pages) -> APIRouter:
             num_waiting=sum(one.num_waiting for one in replicas),
             age=age,
         )
+
+    @routes.get("/admin/top")
+    async def show_top(request: Request) -> Response:
+        if not wants_page(request):
+            return RedirectResponse(f"/v1/top?limit={_NUM_TOP}", 303)
+        return pages.render(request, "top.html", top=await service.generator.top(_NUM_TOP), age=age)
 
     return routes
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.api.generation import Run, arrival, caller_of, pick_seed, while_wanted
+from serve.api.generation import Run, arrival, pick_seed
 from serve.api.service import Service
 from serve.api.status import invalid
 from serve.types import PREVIEW_PROMPT, GenerationRequest, SamplingOverrides
@@ -85,9 +85,9 @@ async def write(service: Service, request: Request, model_id: str, wish: Wish) -
         request_id=request.state.request_id,
         is_whole=True,
         sees_private=service.access.has_key(request),
-        caller=caller_of(request),
+        caller=service.access.caller_of(request),
     )
     run = Run(service, asked, arrival(request))
-    async with while_wanted(request.receive, service.limits.generate_s):
+    async with run.wanted(request.receive):
         sequences = await run.finish()
     return [wish.prompt + sequence.text for sequence in sequences], seed

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.routing import iter_route_contexts
 
 from serve.api.access import Access
@@ -75,6 +76,7 @@ KEY_NEEDED = {
     ("GET", "/api/whoami-v2"),
     ("GET", "/v1/residents"),
     ("GET", "/v1/replicas"),
+    ("GET", "/v1/top"),
     ("POST", "/v1/bots"),
     ("POST", "/v1/files"),
     ("GET", "/v1/files"),
@@ -236,3 +238,16 @@ async def test_an_origin_that_is_none_is_of_another_site(tmp_path: Path, host: s
     async with client_of(app_with(tmp_path, MemoryCatalogue(ADA))) as client:
         answer = await client.post("/v1/completions", headers={"origin": origin, "host": host})
         assert answer.json()["error"]["code"] == "cross_site_request"
+
+
+def test_a_caller_has_a_name_that_only_a_key_of_ours_gives() -> None:
+    def name(key: str, *keys: str) -> str:
+        headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+        scope = {"type": "http", "headers": headers, "server": ("rookery", 80), "path": "/", "scheme": "http"}
+        return Access(keys).caller_of(Request(scope))
+
+    assert name("sk-ada", "sk-ada") == name("sk-ada", "sk-bob", "sk-ada") != name("sk-bob", "sk-bob", "sk-ada") != ""
+    assert name("sk-other", "sk-ada") == name("", "sk-ada") == name("") == ""  # nobody may fill the list of callers
+    assert len(name("sk-ada")) == len(name("sk-ada", "sk-ada")) == 16
+    quick = blake2b(b"sk-ada", digest_size=8).hexdigest()
+    assert name("sk-ada", "sk-ada") != quick  # which would tell at once whether a guess is right

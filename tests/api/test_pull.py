@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from serve.api import pull as pull_api
 from serve.api.access import Access
 from serve.api.app import build_api
 from serve.errors import ModelGated, ModelNotFound, ModelUnusable, StoreUnavailable
+from serve.metrics import Metrics
 from serve.types import ModelId, ModelInfo, PullProgress
 from tests.fakes.generator import EchoGenerator
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
@@ -24,9 +26,9 @@ INFO = ModelInfo(ADA, "c" * 40, 1_700_000_000, 10, "huggingtweets", from_hub=Tru
 
 
 class ScriptedPuller:
-    """Tells `steps`, then ends as `end` says; a None among the steps waits for `go_on`."""
+    """Tells `steps`, then ends as `end` says; a None among the steps waits for `go_on`, a number so many seconds."""
 
-    def __init__(self, *steps: PullProgress | None, end: ModelInfo | Exception = INFO) -> None:
+    def __init__(self, *steps: PullProgress | float | None, end: ModelInfo | Exception = INFO) -> None:
         self.steps, self.end = steps, end
         self.go_on = threading.Event()
         self.ended = threading.Event()
@@ -37,10 +39,12 @@ class ScriptedPuller:
         self.asked.append(model_id)
         try:
             for step in self.steps:
-                if step:
+                if isinstance(step, PullProgress):
                     on_progress(step)
-                else:
+                elif step is None:
                     assert self.go_on.wait(10)
+                else:
+                    time.sleep(step)
             if isinstance(self.end, Exception):
                 raise self.end
             return self.end
@@ -56,6 +60,7 @@ def client_of(puller: ScriptedPuller | None, folder: Path, *keys: str) -> httpx.
         files=files,
         jobs=MemoryJobs(files),
         upload_dir=folder / "uploads",
+        metrics=Metrics(),
         puller=puller,
         access=Access(keys),
     )
@@ -100,9 +105,7 @@ async def test_a_thousand_reports_are_a_few_lines(tmp_path: Path) -> None:
 async def test_a_silent_pull_is_heard_of_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pull_api, "_HEARTBEAT_S", 0.01)
     monkeypatch.setattr(pull_api, "_LINE_S", 0.01)
-    puller = ScriptedPuller(PullProgress("converting"), None)
-    threading.Timer(0.5, puller.go_on.set).start()
-    async with client_of(puller, tmp_path) as client:
+    async with client_of(ScriptedPuller(PullProgress("converting"), 0.5), tmp_path) as client:
         told = lines(await client.post(f"/v1/models/{ADA}/pull"))
     assert [line["phase"] for line in told[:3]] == ["converting"] * 3
 
@@ -128,9 +131,7 @@ async def test_what_is_refused_before_anything_comes_has_its_status(
 
 @pytest.mark.parametrize("error", [ModelUnusable("The weights are damaged."), ZeroDivisionError()])
 async def test_what_fails_on_the_way_is_the_last_line(tmp_path: Path, error: Exception) -> None:
-    puller = ScriptedPuller(DOWNLOADING, None, end=error)
-    threading.Timer(0.3, puller.go_on.set).start()
-    async with client_of(puller, tmp_path) as client:
+    async with client_of(ScriptedPuller(DOWNLOADING, 0.3, end=error), tmp_path) as client:
         response = await client.post(f"/v1/models/{ADA}/pull")
     assert response.status_code == 200
     told = lines(response)[-1]["error"]

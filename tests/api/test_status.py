@@ -73,6 +73,22 @@ async def test_residents_are_those_of_all_replicas(client: httpx.AsyncClient) ->
     }
 
 
+async def test_the_top_tells_models_and_callers_in_both_orders(client: httpx.AsyncClient, world: World) -> None:
+    for model, caller, num_tokens in (("ada", "k1", 5), ("ada", "k1", 5), ("bob", "", 100)):
+        world.generator.usage.add(model, caller, num_tokens)
+    told = await get(client, "/v1/top?limit=1")
+    exact = {"requests_error": 0, "tokens_error": 0}
+    assert (told["object"], told["requests"], told["tokens"]) == ("top", 3, 110)
+    assert told["models"] == {
+        "by_requests": [{"model": "ada", "requests": 2, "tokens": 10, **exact}],
+        "by_tokens": [{"model": "bob", "requests": 1, "tokens": 100, **exact}],
+    }
+    assert told["callers"]["by_requests"] == [{"caller": "k1", "requests": 2, "tokens": 10, **exact}]
+    for limit in ("0", "101", "x"):
+        answer = await client.get("/v1/top", params={"limit": limit})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "limit"
+
+
 @pytest.mark.usefixtures("replicas")
 async def test_the_status_adds_up_what_the_parts_say(client: httpx.AsyncClient, world: World) -> None:
     world.jobs.count_jobs = lambda: {JobStatus.RUNNING: 2}  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from serve.settings import Settings
 from serve.store.revisions import Store
 from serve.training.dataset import preview
 from serve.training.jobs.store import JobStore
-from serve.types import Catalogue, Files, Generator, Jobs
+from serve.types import Catalogue, Files, GenerationRequest, Generator, Jobs, SamplingOverrides
+from tests.fakes.logs import logging_to, read_lines
 from tests.fakes.models import write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
 
@@ -70,6 +72,59 @@ async def ai(app: FastAPI) -> AsyncIterator[AsyncOpenAI]:
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://rookery") as client:
         yield client
+
+
+async def test_each_request_is_two_lines_of_its_id_and_no_word_of_its_text(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    key, prompt = "CANARYKEY", "CANARYPROMPT"
+    headers = {"authorization": f"Bearer {key}"}
+    archive = tmp_path / "canary.csv"
+    archive.write_text("text\n" + "\n".join(f"CANARYTWEET {number}" for number in range(50)))
+    log = tmp_path / "log"
+    with logging_to(log):
+        body = {"model": ADA, "prompt": prompt, "max_tokens": 4, "n": 2, "ignore_eos": True}
+        answer = await client.post("/v1/completions", json=body, headers={**headers, "x-request-id": "mine"})
+        assert answer.status_code == 200 and answer.headers["x-request-id"] == "mine"
+        streamed = await client.post("/v1/completions", json={**body, "stream": True}, headers=headers)
+        for wrong in ({"model": "no/body"}, {"max_tokens": 2000}, {"model": prompt}):
+            await client.post("/v1/completions", json={**body, **wrong}, headers=headers)
+        await client.post("/v1/completions", content=b'{"prompt": CANARYPROMPT', headers=headers)
+        await client.post("/v1/archives/preview", files={"archive": archive.read_bytes()}, headers=headers)
+        await client.get(f"/nothing/{prompt}/x/y/z", params={"q": prompt}, headers=headers)
+        for path in ("/healthz", "/readyz", "/metrics"):
+            await client.get(path)
+    lines, text = read_lines(log), log.read_text()
+    assert all({"timestamp", "level", "event", "part"} <= line.keys() for line in lines)
+    mine = {line["event"]: line for line in lines if line.get("request_id") == "mine"}
+    assert mine.keys() == {"model_loaded", "generated", "request"}
+    generated, request = mine["generated"], mine["request"]
+    told = {"model", "revision", "tier", "queue_ms", "load_ms", "duration_ms", "finish", "prompt_tokens"}
+    assert told <= generated.keys()
+    assert (generated["outcome"], generated["tokens"], generated["choices"]) == ("ok", 8, 2)
+    assert (request["method"], request["route"], request["status"]) == ("POST", "/v1/completions", 200)
+    assert {line.get("request_id") for line in lines} >= {streamed.headers["x-request-id"]}
+    assert "model_not_found" in {line.get("outcome") for line in lines}
+    assert "context_length_exceeded" in {line.get("outcome") for line in lines}
+    assert not {"/healthz", "/readyz", "/metrics"} & {line.get("route") for line in lines}
+    for canary in (key, prompt, "CANARYTWEET"):
+        assert canary not in text.replace(f'"model":"{prompt}"', ""), canary  # a model may be called anything
+
+
+async def test_who_leaves_before_the_end_is_told_as_left(app: FastAPI, tmp_path: Path) -> None:
+    model = "huggingtweets/tireless"  # on a busy machine a short text may be whole before its first part is read
+    write_tiny_gpt2(tmp_path / "models" / model, n_positions=1024)
+    with logging_to(tmp_path / "log"):
+        generator = LocalGenerator(Settings(data=tmp_path, base=ADA, dtype="float32", hub_enabled=False))
+        sampling: SamplingOverrides = {"max_new_tokens": 1000, "ignore_eos": True}
+        texts = generator.generate(GenerationRequest(model, ("a",) * 8, sampling, request_id="gone"))
+        await anext(texts)
+        await texts.aclose()  # type: ignore[attr-defined]
+        await generator.check_ready()
+        await generator.close()
+    [left] = [line for line in read_lines(tmp_path / "log") if line["event"] == "generated"]  # none of the readiness
+    assert (left["request_id"], left["outcome"], left["model"]) == ("gone", "left", model)
+    assert left["tokens"] >= 1
 
 
 async def test_greedy_text_and_logprobs_are_those_of_transformers(ai: AsyncOpenAI, tmp_path: Path) -> None:
@@ -167,7 +222,7 @@ async def test_ready_models_and_metrics_are_the_real_ones(client: httpx.AsyncCli
     answer = await client.post("/v1/completions", json={"model": ADA, "prompt": "a"})
     assert answer.status_code == 404
     text = (await client.get("/metrics")).text
-    assert "rookery_pool_resident_models 1.0" in text
+    assert re.search(r'rookery_model_loads_total\{outcome="ok",tier="\w+"\} 1\.0', text)  # the base, for /readyz
 
 
 async def test_what_is_no_archive_is_refused_by_the_real_job_table_and_not_kept(

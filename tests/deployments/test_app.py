@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 import deployments
@@ -17,6 +18,7 @@ from deployments.app import AppArgs, app, build, gateway_deployment, generator_d
 
 FOLDER = Path(next(iter(deployments.__path__)))
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
+POLICY = "deployments.scaling:Scaling"
 DEPLOYMENTS = {gateway_deployment.name, generator_deployment.name, trainer_deployment.name}
 
 
@@ -26,8 +28,8 @@ def config(request: pytest.FixtureRequest) -> dict[str, Any]:
     return loaded
 
 
-def test_both_configurations_are_here() -> None:
-    assert [path.name for path in CONFIGS] == ["gpu.yaml", "local.yaml"]
+def test_all_configurations_are_here() -> None:
+    assert [path.name for path in CONFIGS] == ["gpu.yaml", "ha.yaml", "kind.yaml", "local.yaml"]
 
 
 def test_a_configuration_is_valid_and_has_no_key_that_ray_would_ignore(config: dict[str, Any]) -> None:
@@ -58,7 +60,12 @@ def test_ray_sees_that_the_builder_takes_app_args() -> None:
         ({"num_generator": 2}, "num_generator"),
         ({"num_generators": 0}, "num_generators"),
         ({"device": "tpu"}, "device"),
-        ({"num_trainers": 0}, "num_trainers"),
+        ({"num_trainers": 0}, "set max_trainers"),
+        ({"num_trainers": -1, "max_trainers": 1}, "num_trainers"),
+        ({"num_generators": 3, "max_generators": 2}, "max_generators is 2, below num_generators, which is 3"),
+        ({"num_gateways": 2, "max_gateways": 1}, "max_gateways"),
+        ({"max_trainers": 0, "num_trainers": 0}, "max_trainers"),
+        ({"device": "gpu", "max_trainers": 3}, "max_trainers times trainer_gpus"),
         ({"device": "gpu", "num_trainers": 3}, "num_trainers times trainer_gpus"),
         ({"settings": {"flush_interval": 1}}, "flush_interval"),
         ({"settings": {"max_sequences": "many"}}, "ROOKERY_MAX_SEQUENCES"),
@@ -70,8 +77,80 @@ def test_a_wrong_argument_is_refused_by_name(args: dict[str, Any], named: str) -
 
 
 def bound(args: AppArgs, index: int) -> Any:
-    """1: the generator, 2: the trainer."""
-    return build(args)._bound_deployment.init_args[index]._bound_deployment
+    """0: the gateway, 1: the generator, 2: the trainer."""
+    gateway = build(args)._bound_deployment
+    return gateway.init_args[index]._bound_deployment if index else gateway
+
+
+def scaling(args: AppArgs) -> list[AutoscalingConfig | None]:
+    return [bound(args, index)._deployment_config.autoscaling_config for index in range(3)]
+
+
+def test_what_runs_on_a_laptop_is_never_scaled_and_books_no_place() -> None:
+    assert scaling(AppArgs()) == [None, None, None]
+    for index in range(3):
+        deployment = bound(AppArgs(num_gateways=2, num_generators=2, num_trainers=2), index)
+        assert deployment.num_replicas == 2
+        assert "resources" not in deployment.ray_actor_options
+    trainer = bound(AppArgs(), 2)
+    assert trainer.init_args[2] == 0  # Ctrl-C does not wait for a job
+    assert trainer._deployment_config.graceful_shutdown_timeout_s == 30
+
+
+def test_with_a_most_there_are_between_the_fewest_and_the_most() -> None:
+    args = AppArgs(num_gateways=2, max_gateways=4, max_generators=3, num_trainers=0, max_trainers=5)
+    configs = scaling(args)
+    assert [(c.min_replicas, c.max_replicas) for c in configs if c] == [(2, 4), (1, 3), (0, 5)]
+    for config in configs:
+        assert config is not None
+        assert config.upscale_delay_s <= 15 < config.look_back_period_s < config.downscale_delay_s
+
+
+def test_generators_go_later_than_the_models_asked_for_are_counted() -> None:
+    _, generator, _ = scaling(AppArgs(max_generators=2))
+    assert generator is not None
+    assert generator.downscale_delay_s > AppArgs().working_set_s
+
+
+def test_gateways_of_a_fixed_number_tell_how_many_jobs_there_are_nonetheless() -> None:
+    gateway, generator, _ = scaling(AppArgs(num_gateways=2, max_trainers=1))
+    assert gateway is not None and generator is None  # Ray asks only those that it could scale
+    assert (gateway.min_replicas, gateway.max_replicas) == (2, 2)
+
+
+def test_a_trainer_that_may_be_one_too_many_has_time_for_its_job() -> None:
+    trainer = bound(AppArgs(max_trainers=2), 2)
+    assert trainer.init_args[2] > 0
+    assert trainer._deployment_config.graceful_shutdown_timeout_s > trainer.init_args[2]
+
+
+def test_a_trainer_whose_gpu_is_wanted_is_gone_before_its_pod_is_killed() -> None:
+    assert bound(AppArgs(max_trainers=2), 2)._deployment_config.graceful_shutdown_timeout_s <= 90
+
+
+def test_gateways_are_told_whether_they_need_keys() -> None:
+    assert [bound(AppArgs(needs_keys=needs), 0).init_args[3] for needs in (False, True)] == [False, True]
+
+
+def test_a_placed_replica_books_one_of_the_resource_of_its_name() -> None:
+    args = AppArgs(placed=True, device="gpu", trainer_gpus=1)
+    booked = [bound(args, index).ray_actor_options for index in range(3)]
+    assert [one["resources"] for one in booked] == [{"gateway": 1}, {"generator": 1}, {"trainer": 1}]
+    assert [one.get("num_gpus", 0) for one in booked] == [0, 1, 1]
+
+
+def test_where_an_application_is_scaled_its_configuration_names_the_policy(config: dict[str, Any]) -> None:
+    (application,) = config["applications"]
+    scales = any(name.startswith("max_") for name in application["args"])
+    assert application.get("autoscaling_policy", {}) == ({"policy_function": POLICY} if scales else {})
+
+
+def test_what_is_to_go_in_a_cluster_has_as_long_as_a_generation_may_take(config: dict[str, Any]) -> None:
+    (application,) = config["applications"]
+    limit_s = 600
+    if application["args"].get("placed"):
+        stops = {one["name"]: one["graceful_shutdown_timeout_s"] for one in application["deployments"]}
+        assert limit_s < stops["generator"] < stops["gateway"] < config["http_options"]["request_timeout_s"]
 
 
 def test_a_gpu_generator_asks_for_what_trainers_leave_of_a_gpu_and_torch_for_cuda() -> None:

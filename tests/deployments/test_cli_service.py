@@ -461,8 +461,12 @@ def tab(tmp_path: Path) -> Tab:
 
 
 def test_bash_completes_verbs_options_and_models(tab: Tab, world: World) -> None:
-    options, models = tab("rookery up --", "rookery show huggingtweets/")
+    (options,) = tab("rookery up --")
     assert {"--detach", "--data", "--quiet"} <= options
+    for _ in range(20):  # what takes a busy machine too long is proposed when the key is pressed again
+        (models,) = tab("rookery show huggingtweets/")
+        if models:
+            break
     assert models == {"huggingtweets/ada", "huggingtweets/bob"}
 
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from serve.types import JobStatus
@@ -61,6 +62,14 @@ class Terminal:
             assert self._read(), self.shown
         before, _, self.shown = self.shown.partition(text)
         return before
+
+    def wait_for_question(self, text: str) -> None:
+        """Up to `text`, and until it listens: Python's `input` misses an interrupt that comes between the two."""
+        self.wait_for(text)
+        process, num_idle = psutil.Process(self.process.pid), 0
+        while num_idle < 10:
+            num_idle = num_idle + 1 if process.status() == psutil.STATUS_SLEEPING else 0
+            time.sleep(0.01)
 
     def ends_with(self) -> int:
         """Its exit code; what it showed last is in `shown`."""
@@ -185,7 +194,7 @@ def test_erase_shows_what_goes_and_asks(run: Run, world: World) -> None:
 
 def test_ctrl_c_at_a_question_is_an_interrupt(run: Run, world: World) -> None:
     terminal = run("erase", "@ada", ADA)
-    terminal.wait_for("[y/N]: ")
+    terminal.wait_for_question("[y/N]: ")
     terminal.press(CTRL_C)
     assert terminal.ends_with() == 130
     assert ADA in world.catalogue.models
@@ -210,7 +219,7 @@ def test_play_writes_on_stops_at_ctrl_c_and_ends_at_ctrl_d(run: Run, world: Worl
     terminal.wait_for("huggingtweets/stuck> ")
     terminal.press(f"/save {tmp_path / 'kept.txt'}\n")
     terminal.wait_for("2 texts are in")
-    terminal.wait_for("huggingtweets/stuck> ")
+    terminal.wait_for_question("huggingtweets/stuck> ")
     terminal.press("half a line" + CTRL_C)
     terminal.wait_for("huggingtweets/stuck> ")
     terminal.press(CTRL_D)

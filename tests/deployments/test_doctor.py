@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_a_sound_machine_has_no_problem(rookery: Rookery, tmp_path: Path, monkey
     found = json.loads(done.out)
     assert (done.code, found["ok"]) == (0, True), found
     names = [one["name"] for one in found["checks"]]
-    assert names[:3] == ["settings", "Python", "packages"] and len(names) == len(set(names)) == 15
+    assert names[:3] == ["settings", "Python", "packages"] and len(names) == len(set(names)) == 16
     assert all(one["said"] and one["mark"] in ("ok", "note") for one in found["checks"])
     assert list(tmp_path.iterdir()) == []  # it changes nothing
     lines = rookery("doctor", "--data", tmp_path, "--port", port).out.splitlines()
@@ -89,6 +90,18 @@ def test_a_data_folder_that_cannot_be_written_is_a_problem() -> None:
 def test_a_data_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     found = doctor.check_data_folder(tmp_path / "a" / "b")
     assert found.mark != "problem" and "not there yet" in found.said and list(tmp_path.iterdir()) == []
+
+
+def test_sqlite_in_a_folder_that_machines_share_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data=tmp_path / "new")
+    assert doctor.check_sharing(settings).mark == "ok"
+    monkeypatch.setattr(doctor, "is_shared", lambda device: device == tmp_path.stat().st_dev)
+    jobs = doctor.check_sharing(settings)
+    assert jobs.mark == "note" and "ROOKERY_DATABASE_URL" in jobs.advice
+    settings = replace(settings, database_url="postgresql://server/rookery")
+    index = doctor.check_sharing(settings)
+    assert index.mark == "note" and "ROOKERY_CACHE" in index.advice
+    assert doctor.check_sharing(replace(settings, cache="/var/cache/rookery")).mark == "ok"
 
 
 def test_a_hub_that_is_not_reachable_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

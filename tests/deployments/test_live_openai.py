@@ -418,6 +418,7 @@ def test_an_archive_becomes_a_model_that_answers_at_once(client: OpenAI, live_se
 
 
 @pytest.mark.timeout(600)  # two trainings
+@pytest.mark.slow  # a minute; its parts are tested by themselves above
 def test_the_whole_life_of_a_job_and_its_model(client: OpenAI, live_url: str) -> None:
     jobs, model, suffix = client.fine_tuning.jobs, "huggingtweets/phoenix", "phoenix"
 

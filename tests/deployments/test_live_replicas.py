@@ -54,8 +54,7 @@ def both_are_there(live_service: LiveService) -> None:
 
 
 def num_replicas(url: str) -> int:
-    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
-    return sum(line.startswith("rookery_pool_budget_bytes{") for line in lines)
+    return len(httpx.get(f"{url}/v1/replicas", timeout=30).json().get("data", ()))
 
 
 def tiers(url: str, models: Iterable[str]) -> dict[str, str]:

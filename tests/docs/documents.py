@@ -14,7 +14,7 @@ _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Code that a document shows. `sh` and `python` run as they stand; `console` shows what was typed elsewhere."""
+    """Code that a document shows. `sh` and `python` run as they stand; `console` shows what is typed elsewhere."""
 
     path: Path
     line: int

@@ -86,7 +86,7 @@ def decode_steps(draw: st.DrawFn) -> list[Span]:
 
 
 @given(decode_steps())
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(max_examples=200)
 def test_a_padded_batch_says_of_every_row_what_its_span_says(spans: list[Span]) -> None:
     size = StepSize.padded(spans, KV_ROWS, POSITIONS)
     assert len(spans) <= size.rows <= size.cache_rows <= KV_ROWS

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from loadtest.engine_precision import compare, texts_of
+from loadtest.engine.precision import compare, texts_of
 from serve.engine.backend import Span
 from serve.engine.native.backend import HUGE_PAGE, NativeBackend, _Place, slot_bytes
 from serve.engine.native.draw import NOT_FINITE, UNDECIDED, Draw, draw

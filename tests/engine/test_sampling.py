@@ -97,7 +97,7 @@ def test_draws_follow_transformers_distribution(params: SamplingParams, way: str
     assert statistic < limit
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.builds(

@@ -260,5 +260,5 @@ class SchedulerLaws(RuleBasedStateMachine):
         assert self.world.scheduler.is_idle
 
 
-SchedulerLaws.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+SchedulerLaws.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestSchedulerLaws = SchedulerLaws.TestCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -24,7 +24,6 @@ def vocabulary(folder: Path) -> Vocabulary:
     return Vocabularies().load(folder)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 520), max_size=60))
 def test_streamed_text_is_the_decoded_whole(ids: list[int]) -> None:
     vocabulary = _shared()
@@ -32,7 +31,6 @@ def test_streamed_text_is_the_decoded_whole(ids: list[int]) -> None:
     assert "".join(map(stream.push, ids)) + stream.finish() == vocabulary.decode(ids)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_text_survives_encoding_and_decoding(text: str) -> None:
     vocabulary = _shared()
@@ -54,7 +52,6 @@ def test_special_tokens_in_a_prompt_are_plain_text(vocabulary: Vocabulary) -> No
     assert vocabulary.decode(ids) == "a<|endoftext|>b"
 
 
-@settings(deadline=None)
 @given(st.text("ab\n", max_size=30), st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_stop_strings_cut_where_the_first_of_them_begins(text: str, stop: list[str]) -> None:
     vocabulary = _shared()

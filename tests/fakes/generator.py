@@ -17,7 +17,9 @@ from serve.types import (
     Resident,
     SamplingParams,
     TokenInfo,
+    TopView,
 )
+from serve.usage import Usage, top_of
 
 WORDS = (" the", " my", " dream", " is", " tea", " \u2028", " «day»", "\u0085", "!", " 👋")
 END = TokenInfo(50256, "<|endoftext|>", -0.5, special=True)
@@ -44,6 +46,7 @@ class EchoGenerator:
         self.is_ready = True
         self.num_checks = 0
         self.views = [replica_view("")]
+        self.usage = Usage()
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[Delta]]:
         self.requests.append(request)
@@ -65,6 +68,9 @@ class EchoGenerator:
 
     async def replicas(self) -> list[ReplicaView]:
         return list(self.views)
+
+    async def top(self, limit: int) -> TopView:
+        return top_of([self.usage.sketch()], limit)
 
     async def forget(self, model_id: str) -> None:
         self.forgotten.append(model_id)

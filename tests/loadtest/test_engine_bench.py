@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loadtest.models import write_random_gpt2
+from loadtest.engine.work import CASES, Case, Rounds, Work
+from loadtest.models import SHAPES, write_random_gpt2
 from loadtest.peers import gguf
-from loadtest.work import CASES, Case, Rounds, Work
 
 PROMISED = {
     "vs_generate_8x1_bf16", "vs_generate_8x4_bf16", "vs_generate_8x1_int8", "vs_generate_8x4_int8",
@@ -22,13 +22,12 @@ PROMISED = {
     "floor_ratio_bf16", "floor_ratio_int8", "cold_start_ms", "vs_from_pretrained_load", "vs_llamacpp_swap",
     "http_efficiency", "ttft_added_ms",
 }  # fmt: skip
-TINY = {"n_layer": 2, "n_embd": 64, "n_head": 2}
 
 
 @pytest.mark.slow
 def test_the_script_runs_and_its_last_line_has_every_promised_value(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "loadtest.engine_bench", "--tiny", "--peers", str(tmp_path)],
+        [sys.executable, "-m", "loadtest.engine.bench", "--tiny", "--peers", str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
@@ -43,7 +42,7 @@ def test_the_script_runs_and_its_last_line_has_every_promised_value(tmp_path: Pa
 
 
 def test_a_converted_matrix_has_one_row_for_each_output_and_q8_0_is_close_to_it(tmp_path: Path) -> None:
-    write_random_gpt2(tmp_path / "m", seed=0, shape=TINY)
+    write_random_gpt2(tmp_path / "m", seed=0, shape=SHAPES["tiny"])
     fc = load_file(tmp_path / "m" / "model.safetensors")["transformer.h.0.mlp.c_fc.weight"]
     plain, quantized = tmp_path / "m.bf16.gguf", tmp_path / "m.q8_0.gguf"
     gguf.convert(tmp_path / "m", plain, "bf16")

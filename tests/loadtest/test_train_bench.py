@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.train_bench import Turn, flops_a_token, loss_spread, ratios
+from loadtest.training.bench import Turn, flops_a_token, loss_spread, ratios
 from serve.shape import GPT2Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def test_a_token_of_gpt2_small_costs_six_operations_for_each_weight_and_attentio
 def test_the_benchmark_ends_with_one_line_of_json() -> None:
     command = [
         "-m",
-        "loadtest.train_bench",
+        "loadtest.training.bench",
         "--rounds",
         "1",
         "--handles",

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loadtest.train_bots import Bot, Person, sample_texts, spread, write_texts
-from loadtest.train_measures import Copies, Reader, Share, StyleJudge, are_near_duplicates, read_texts, words
-from loadtest.train_quality import main, markdown
+from loadtest.training.bots import Bot, Person, sample_texts, spread, write_texts
+from loadtest.training.measures import Copies, Reader, Share, StyleJudge, are_near_duplicates, read_texts, words
+from loadtest.training.quality import main, markdown
 from serve.training.dataset import build_dataset
 from serve.training.finetune import FineTuneSpec, finetune
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2

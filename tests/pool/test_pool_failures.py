@@ -18,6 +18,7 @@ from serve.errors import (
 )
 from serve.pool.loader import LoadFailed
 from serve.pool.pool import MAX_REMEMBERED
+from tests.fakes.logs import captured_lines
 from tests.pool.harness import MakeWorld
 
 
@@ -97,15 +98,15 @@ def test_what_may_pass_is_not_remembered(make_world: MakeWorld) -> None:
     again.release()
 
 
-def test_a_loaders_own_fault_becomes_an_internal_error_without_its_text(
-    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_loaders_own_fault_becomes_an_internal_error_without_its_text(make_world: MakeWorld) -> None:
     world = make_world()
     ada = world.lease("ada")
-    world.finish("prepare ada", error=OSError("secret path"))
+    with captured_lines() as lines:
+        world.finish("prepare ada", error=OSError("secret path"))
     assert ada.error is not None
     assert (ada.error.code, str(ada.error)) == ("internal_error", "Model 'ada' could not be loaded: OSError.")
-    assert "secret path" in caplog.text  # the log has it, with the traceback
+    (line,) = lines
+    assert line["event"] == "load_failed" and isinstance(line["exc_info"], OSError)  # its kind and place are told
 
 
 def test_a_loader_call_that_is_cancelled_is_a_failure_too(make_world: MakeWorld) -> None:
@@ -128,28 +129,28 @@ def test_remembered_failures_are_bounded(make_world: MakeWorld) -> None:
     oldest.cancel()
 
 
-def test_an_unload_that_fails_frees_the_bytes_and_is_logged(
-    make_world: MakeWorld, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unload_that_fails_frees_the_bytes_and_is_logged(make_world: MakeWorld) -> None:
     world = make_world(budget_bytes=1)
     world.bring("ada")
     bob = world.lease("bob")
     world.finish("prepare bob")
-    world.finish("unload ada", error=OSError("cannot"))
-    world.loader.slots.clear()
-    world.finish("load bob")
+    with captured_lines() as lines:
+        world.finish("unload ada", error=OSError("cannot"))
+        world.loader.slots.clear()
+        world.finish("load bob")
     assert bob.state == "holding"
-    assert "model_unload_failed model_id='ada'" in caplog.text
+    assert [line["model"] for line in lines if line["event"] == "unload_failed"] == ["ada"]
     bob.release()
 
 
-def test_an_observer_that_fails_does_not_hurt_the_pool(make_world: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_fails_does_not_hurt_the_pool(make_world: MakeWorld) -> None:
     world = make_world()
 
     def fail(_: object) -> None:
         raise ZeroDivisionError
 
     world.pool._on_event = fail
-    world.bring("ada")
+    with captured_lines() as lines:
+        world.bring("ada")
     assert [model.key for model in world.pool.residents()] == ["ada"]
-    assert "pool_observer_failed event=Loaded" in caplog.text
+    assert [line["kind"] for line in lines if line["event"] == "pool_observer_failed"] == ["Loaded"]

@@ -253,5 +253,5 @@ class PoolLaws(RuleBasedStateMachine):
         self.world.close()
 
 
-PoolLaws.TestCase.settings = settings(max_examples=120, stateful_step_count=60, deadline=None, derandomize=True)
+PoolLaws.TestCase.settings = settings(max_examples=120, stateful_step_count=60)
 TestPoolLaws = PoolLaws.TestCase

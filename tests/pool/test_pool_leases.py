@@ -60,7 +60,7 @@ def test_repr_tells_each_step_of_a_models_stay(make_world: MakeWorld) -> None:
     eve.release()
     assert world.events == [
         Loaded("ada", 3, "disk", 2.0),
-        Evicted("ada", 3, "budget"),
+        Evicted("ada", 3, "budget", age_s=5.0),
         Loaded("bob", 1, "disk", 0.0),
         Loaded("eve", 1, "disk", 0.0),
     ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
 from serve.errors import (
@@ -12,6 +10,7 @@ from serve.errors import (
     Overloaded,
 )
 from serve.pool.loader import Evicted
+from tests.fakes.logs import captured_lines
 from tests.pool.harness import MakeWorld
 
 
@@ -78,7 +77,7 @@ def test_a_forgotten_model_is_loaded_anew_and_its_leases_end_in_peace(make_world
     assert [model.leaving for model in world.pool.residents()] == [True, False]
     old.release()
     world.finish("unload ada")
-    assert world.events[-1] == Evicted("ada", 1, "forgotten")
+    assert world.events[-1] == Evicted("ada", 1, "forgotten", age_s=0.0)
     assert new.lease.slot.loaded
     new.release()
 
@@ -149,16 +148,18 @@ def test_close_waits_for_loads_and_leases_and_unloads_everything(make_world: Mak
     assert {event.reason for event in world.events if isinstance(event, Evicted)} == {"closed"}
 
 
-def test_each_event_is_one_log_line(make_world: MakeWorld, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="serve.pool.pool")
-    world = make_world(budget_bytes=1)
-    world.bring("ada")
-    world.lease("no\nbody")
-    world.finish("prepare no\nbody", error=ModelNotFound("No."))
-    world.spawn(world.pool.forget(lambda key: True))
-    world.finish("unload ada")
-    assert caplog.messages == [
-        "model_loaded model_id='ada' bytes=1 tier=disk duration_s=0.000",
-        "model_load_failed model_id='no\\nbody' state=preparing error=ModelNotFound: No.",
-        "model_evicted model_id='ada' bytes=1 reason=forgotten",
+def test_each_event_is_one_log_line(make_world: MakeWorld) -> None:
+    with captured_lines() as lines:
+        world = make_world(budget_bytes=1)
+        world.bring("ada")
+        world.lease("nobody")
+        world.finish("prepare nobody", error=ModelNotFound("No."))
+        world.spawn(world.pool.forget(lambda key: True))
+        world.finish("unload ada")
+    info: dict[str, object] = {"log_level": "info"}
+    why = {"state": "preparing", "code": "model_not_found", "reason": "No."}
+    assert lines == [
+        info | {"event": "model_loaded", "model": "ada", "bytes": 1, "tier": "disk", "duration_ms": 0.0},
+        info | {"event": "load_failed", "model": "nobody", **why},
+        info | {"event": "model_evicted", "model": "ada", "bytes": 1, "reason": "forgotten"},
     ]

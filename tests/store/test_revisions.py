@@ -170,7 +170,7 @@ def test_folder_dropped_with_damaged_weights_is_tried_once(store: Store, tmp_pat
     started = time.monotonic()
     with pytest.raises(ModelUnusable, match=re.escape(first.value.message)):
         store.resolve("huggingtweets/old")
-    assert time.monotonic() - started < 0.5  # a conversion imports torch
+    assert time.monotonic() - started < 1.5  # a conversion imports torch, 3 s and more
     assert staged(tmp_path / "data") == []
 
 

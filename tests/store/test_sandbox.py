@@ -31,7 +31,7 @@ source = open(here / "source", "rb")
 """
 # Says "refused" when the system refuses, else what it was given.
 TRY = """
-walls = confine(Limits(memory_bytes=2**28, file_bytes=2**20, cpu_s={cpu_s}))
+walls = confine(Limits(memory_bytes=2**29, file_bytes=2**20, cpu_s={cpu_s}))
 try:
     result = attempt()
 except (OSError, MemoryError, ValueError) as exc:

@@ -14,6 +14,8 @@ from typing import Any
 
 import libipld
 
+from serve.training.archives import Archive
+
 PUBLIC = "https://www.w3.org/ns/activitystreams#Public"
 ADA = "https://social.example/users/ada"
 
@@ -57,6 +59,15 @@ def x_zip(path: Path, tweets: Sequence[Mapping[str, Any]], more: Mapping[str, st
 
 def note(text: str, created_at: str) -> dict[str, Any]:
     return {"noteTweet": {"noteTweetId": "77", "createdAt": created_at, "core": {"text": text, "urls": []}}}
+
+
+def texts(archive: Archive) -> list[str]:
+    return [post.text for post in archive.posts]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
 
 
 def write_lines(path: Path, records: Sequence[Any]) -> Path:

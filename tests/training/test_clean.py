@@ -47,7 +47,7 @@ _PIECES = st.sampled_from(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(st.lists(_PIECES, max_size=14).map("".join))
 def test_the_linear_link_rule_is_the_original_one(text: str) -> None:
     assert clean_text(text) == _original_clean(text)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -34,6 +33,7 @@ from serve.training.finetune import (
     suggested_multiplier,
 )
 from serve.training.gpt2 import GPT2, read_base
+from tests.fakes.logs import captured_lines
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
 from tests.training.making import made_up_texts
 
@@ -165,9 +165,7 @@ def _train_and_die(spec: FineTuneSpec, step: int) -> None:
 
 
 @pytest.mark.parametrize("damage", ["another", "truncated", "version"])
-def test_checkpoint_that_does_not_fit_is_not_used(
-    spec: FineTuneSpec, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_checkpoint_that_does_not_fit_is_not_used(spec: FineTuneSpec, tmp_path: Path, damage: str) -> None:
     steps: list[int] = []
     half = replace(spec, work=tmp_path / "work" / "1", seed=9 if damage == "another" else spec.seed)
     with pytest.raises(Stopped):
@@ -180,9 +178,10 @@ def test_checkpoint_that_does_not_fit_is_not_used(
         for path in checkpoint.iterdir():
             path.rename(checkpoint / f"old-{path.name}")
     seen: list[int] = []
-    finetune(replace(spec, resume_from=checkpoint), on_progress=lambda p: seen.append(p.step))
+    with captured_lines() as lines:
+        finetune(replace(spec, resume_from=checkpoint), on_progress=lambda p: seen.append(p.step))
     assert seen[:2] == [0, 1]
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["checkpoint_ignored"]
+    assert [line["event"] for line in lines if line["log_level"] == "warning"] == ["checkpoint_ignored"]
 
 
 def test_checkpoint_that_cannot_be_written_ends_training(spec: FineTuneSpec, tmp_path: Path) -> None:
@@ -302,14 +301,12 @@ def test_loss_that_is_not_a_number_ends_training_with_a_reason(spec: FineTuneSpe
         finetune(replace(spec, learning_rate=1e30))
 
 
-def test_training_writes_no_progress_bars(
-    spec: FineTuneSpec, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "serve")
-    finetune(spec)
+def test_training_writes_no_progress_bars(spec: FineTuneSpec, capfd: pytest.CaptureFixture[str]) -> None:
+    with captured_lines() as lines:
+        finetune(spec)
     out, err = capfd.readouterr()
     assert out == "" and err == ""
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["finetune_phases"]
+    assert [line["event"] for line in lines] == ["finetune_phases"]
 
 
 def test_a_base_may_suggest_a_larger_learning_rate(tmp_path: Path) -> None:

@@ -146,7 +146,5 @@ TestJobMachine = JobMachine.TestCase
 TestJobMachine.settings = settings(
     max_examples=10,
     stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -15,7 +15,7 @@ from serve.training.archives.spool import Rows, Spool, Texts
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 @given(TEXTS, st.slices(12))
 def test_texts_on_disk_are_those_that_came_in_any_part_and_order(texts: list[str], part: slice) -> None:
     spooled = Texts(texts)

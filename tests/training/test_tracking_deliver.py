@@ -78,7 +78,7 @@ def start(training: Training, *arguments: str, **variables: str) -> subprocess.P
 
 
 def deliver(training: Training, *arguments: str, **variables: str) -> None:
-    assert start(training, *arguments, **variables).wait(100) == 0
+    assert start(training, *arguments, **variables).wait(400) == 0
 
 
 def online(server: WandbServer) -> dict[str, str]:
@@ -168,6 +168,7 @@ def test_everything_waiting_is_delivered_and_nothing_stays_behind(training: Trai
         assert not has_due(session)
 
 
+@pytest.mark.timeout(600)  # whoever tells trackers gives way to all else, on a busy machine for minutes
 def test_without_a_key_runs_are_written_for_later(training: Training) -> None:
     pytest.importorskip("wandb")
     job = ended_job(training)
@@ -177,15 +178,20 @@ def test_without_a_key_runs_are_written_for_later(training: Training) -> None:
     assert strays(training) == []
 
 
+@pytest.mark.timeout(600)  # whoever tells trackers gives way to all else, on a busy machine for minutes
 def test_tracker_that_hangs_is_killed_at_the_limit_and_tried_again_later(
     training: Training, server: WandbServer
 ) -> None:
     server.mood = "hangs"
-    job = ended_job(training)
-    deliver(training, "--limit", "8", **online(server))
-    row = row_of(training, job)
-    assert (row.status, row.tries, row.outcome) == ("waiting", 1, "The tracker did not take it within 8 s.")
-    assert server.requests["hung"] > 0 and strays(training) == []
+    for limit in (8, 40, 200):  # a busy machine may take long to come so far as to ask
+        job = ended_job(training)
+        deliver(training, "--limit", str(limit), **online(server))
+        row = row_of(training, job)
+        assert (row.status, row.tries, row.outcome) == ("waiting", 1, f"The tracker did not take it within {limit} s.")
+        assert strays(training) == []
+        if server.requests["hung"]:
+            break
+    assert server.requests["hung"] > 0
     with training.database.read() as session:
         assert not has_due(session)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from serve.errors import NotFound, StoreUnavailable
 from serve.types import Eviction, JobStatus, Resident
 from serve.web import jobs_list, operator
 from tests.fakes.generator import replica_view
-from tests.web.conftest import KEY, World
+from tests.web.conftest import KEY, World, build_world
 
 ADA = Resident("huggingtweets/ada", "abc1234567890", "disk", 249_000_000, 2, 0.0)
 BOB = Resident("huggingtweets/bob", "def456", "hub", 249_000_000, 0, 190.0)
@@ -53,6 +54,36 @@ async def test_the_operator_sees_replicas_residents_and_evictions(client: httpx.
     assert rows(page, "eviction-rows") == [["huggingtweets/eve", "fff999", "budget", "249.0 MB", "12 s ago", "r1"]]
     for address in ("/metrics", "/healthz", "/readyz", "/openapi.json"):
         assert f'<a href="{address}">' in page and (await client.get(address)).status_code == 200
+
+
+async def test_the_most_used_are_listed_with_their_bounds(client: httpx.AsyncClient, world: World) -> None:
+    world.generator.usage.add("huggingtweets/ada", "8c3952a5", 1200)
+    world.generator.usage.add("<script>alert(1)</script>", "", 0)
+    page = await read(client, "/admin/top")
+    assert rows(page, "models-by-requests-rows") == [
+        ["&lt;script&gt;alert(1)&lt;/script&gt;", "1", "0"],
+        ["huggingtweets/ada", "1", "1,200"],
+    ]
+    assert rows(page, "callers-by-tokens-rows") == [["8c3952a5", "1", "1,200"]]
+    assert "<script>alert" not in page and "2 requests and 1,200 tokens" in page
+    assert '<a href="/admin/top">' in await read(client, "/admin")
+    told = await client.get("/admin/top", headers={"accept": "application/json"}, follow_redirects=True)
+    assert told.url.path == "/v1/top" and told.json()["models"]["by_tokens"][0]["model"] == "huggingtweets/ada"
+
+
+async def test_counts_that_are_not_exact_are_told_as_bounds(client: httpx.AsyncClient, world: World) -> None:
+    for number in range(5000):
+        world.generator.usage.add(f"huggingtweets/user{number}", "", 1)
+    counts = [row[1] for row in rows(await read(client, "/admin/top"), "models-by-requests-rows")]
+    assert len(counts) == 20 and all(re.fullmatch(r"1 to \d+", count) for count in counts)
+
+
+async def test_nobody_without_a_key_sees_who_asks_most(tmp_path: Path) -> None:
+    world = build_world(tmp_path, keys=[KEY])
+    async with world.client() as stranger, world.client(KEY) as operator:
+        assert (await stranger.get("/admin/top")).status_code == 303
+        assert (await stranger.get("/v1/top", headers={"accept": "application/json"})).status_code == 401
+        assert (await operator.get("/admin/top")).status_code == 200
 
 
 async def test_jobs_are_counted_by_state_and_the_latest_are_linked(client: httpx.AsyncClient, world: World) -> None:

@@ -15,11 +15,13 @@ class RunOptions:
     database_url: str = field(repr=False)  # may hold a password
     data_dir: Path
     embedded: Mapping[str, Path] = field(default_factory=dict)
+    cache: Path | None = None  # this machine's own, for what the store derives
     hub_enabled: bool = False
     hub_endpoint: str | None = None
     hub_token: str | None = field(default=None, repr=False)
     hub_deadline_s: float = 600.0  # for all of a model's files
     hub_bytes: int = 0  # of models fetched from the Hub, at most; 0: while the disk has room
+    lease_timeout_s: float = 120.0  # how long generators wait for a place in memory, with a model that is not to go
     num_threads: int | None = None  # of torch; None: its own choice
     memory_share: float | None = None  # of a CUDA device, at most; None: what it needs
     checkpoint_every_s: float = 45.0
@@ -41,5 +43,6 @@ class RunOptions:
     def from_json(cls, text: str) -> RunOptions:
         values = json.loads(text)
         values["data_dir"] = Path(values["data_dir"])
+        values["cache"] = Path(values["cache"]) if values["cache"] else None
         values["embedded"] = {model_id: Path(folder) for model_id, folder in values["embedded"].items()}
         return cls(**values)

@@ -10,10 +10,9 @@ its job has also seen it silent, by a clock that does not.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,8 +26,6 @@ from serve.training.jobs.rows import add_event, end_job, new_id, pause, to_job
 from serve.training.jobs.store import move_durably
 from serve.training.tracking.lineage import record_runs
 from serve.types import RESULTS_PURPOSE, Job, JobStatus, Run
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -76,13 +73,21 @@ class JobQueue:
 
     `patience_s`: how long those whose loss would cost work wait for a database that cannot be used; the others raise
     StoreUnavailable at once. `confirm_s`: how long this object itself must have seen a worker silent before it gives
-    the job to another.
+    the job to another. `on_set_aside` is told of each job that `claim` ended or paused, whose worker cannot.
     """
 
-    def __init__(self, database: Database, *, patience_s: float = 0.0, confirm_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        patience_s: float = 0.0,
+        confirm_s: float = 0.0,
+        on_set_aside: Callable[[Job], None] = lambda job: None,
+    ) -> None:
         self._database = database
         self._patience_s = patience_s
         self._confirm_s = confirm_s
+        self._on_set_aside = on_set_aside
         self._watched: dict[int, _Watched] = {}  # by `seq` of the job
 
     def claim(self, worker: str, lease_s: float) -> Claim | None:
@@ -90,14 +95,19 @@ class JobQueue:
 
         A job that was tried `MAX_ATTEMPTS` times without progress ends here as failed ('poison_job').
         """
+        claim, set_aside = None, []
         with self._database.write() as session:
             now = read_clock_ms(session)
             silent = self._find_silent(session, now, lease_s)
-            while (row := _next_row(session, now, silent)) is not None:
-                if not _set_aside(session, row, "its worker fell silent"):
-                    return _take(session, row, worker, now, lease_s)
-                session.flush()
-        return None
+            while claim is None and (row := _next_row(session, now, silent)) is not None:
+                if _set_aside(session, row, "its worker fell silent"):
+                    session.flush()
+                    set_aside.append(to_job(row))
+                else:
+                    claim = _take(session, row, worker, now, lease_s)
+        for job in set_aside:  # now that it is sure
+            self._on_set_aside(job)
+        return claim
 
     def _find_silent(self, session: Session, now: int, lease_s: float) -> list[tuple[int, int, int]]:
         """(seq, fence, lease_until_ms) of the jobs whose worker is dead.
@@ -134,6 +144,20 @@ class JobQueue:
     def check(self, claim: Claim) -> None:
         """Only raises Conflict or does not."""
         self.resume(claim.job.id, claim.fence)
+
+    def outcome(self, claim: Claim) -> Job | None:
+        """The job as the attempt has left it; None where another worker had taken it before, or it is deleted.
+
+        To be asked soon after the end: when others have worked on the job since, it cannot be told any more.
+        """
+        with self._database.read() as session:
+            row = session.scalars(select(JobRow).where(JobRow.id == claim.job.id)).first()
+            if row is None:
+                return None
+            job, num_changes = to_job(row), row.fence - claim.fence  # of hands: each raises the fence
+        if num_changes == 2 and job.status is JobStatus.RUNNING:  # it went back to the queue and was taken at once
+            return replace(job, status=JobStatus.QUEUED)
+        return job if num_changes == 1 and job.status is not JobStatus.RUNNING else None
 
     def _change(self, claim: Claim, change: Callable[[Session, JobRow], T], *, patience_s: float | None = None) -> T:
         """In one transaction, if the claim holds."""

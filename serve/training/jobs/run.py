@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import csv
 import errno
-import logging
 import os
 import re
 import secrets
@@ -27,6 +26,10 @@ from typing import TYPE_CHECKING, Any
 
 from serve.database.connection import PATIENCE_S, Database, patiently
 from serve.errors import Conflict, DiskFull, RookeryError, StoreUnavailable
+from serve.exposition import join_parent
+from serve.logs import bind, configure, get_logger, ms
+from serve.metrics import Metrics
+from serve.settings import Settings
 from serve.store.revisions import Revision, Store
 from serve.store.validate import read_shape
 from serve.training.jobs.options import RunOptions
@@ -41,7 +44,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: only when th
     from serve.training.dataset import Dataset
     from serve.training.finetune import FineTuneResult, FineTuneSpec, Progress, Write
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 NICENESS = 10
 SECONDS_BETWEEN_EVENTS = 1.0
@@ -61,17 +64,19 @@ class Stop(Exception):
 class JobRun:
     """One attempt at one job."""
 
-    def __init__(self, options: RunOptions, job_id: str, fence: int) -> None:
+    def __init__(self, options: RunOptions, job_id: str, fence: int, metrics: Metrics | None = None) -> None:
         self._options = options
+        self._metrics = metrics or Metrics(enabled=False)
         self._database = patiently(lambda: Database(options.database_url))
         self._queue = JobQueue(self._database, patience_s=PATIENCE_S)
         self._jobs = patiently(lambda: JobStore(self._database, options.uploads))
-        self._store = Store(options.data_dir, embedded=options.embedded)
+        self._store = Store(options.data_dir, embedded=options.embedded, cache=options.cache)
         self._claim: Claim = self._queue.resume(job_id, fence)
         self._publisher = Publisher(self._store, self._queue, self._claim)
         self._phases: dict[str, float] = {}
         self._last_event = 0.0
         self._saved_step = 0
+        self._told_tokens = 0
         self._stopping = False
         self._hub: Hub | None = None  # where the base comes from
 
@@ -87,7 +92,7 @@ class JobRun:
             self._run()
         except Stop:
             status = self._queue.release(self._claim)
-            logger.info("job_released job_id=%s status=%s", self._claim.job.id, status)
+            log.info("job_released", status=status)
         except Exception as exc:
             self._settle(exc)
 
@@ -105,6 +110,7 @@ class JobRun:
         # 2. What to learn, and from which model.
         with self._phase("preprocess"):
             data = self._preprocess()
+        bind(model=data.model_id)
         # Whoever tidies up after this job finds by the one that there is something, and by the other where.
         self._options.work_of(self._claim.job.id).mkdir(parents=True, exist_ok=True)
         self._queue.add_result(self._claim, {"model_id": data.model_id})
@@ -122,7 +128,7 @@ class JobRun:
                 revision = self._publisher.publish(stage, data.model_id, is_private=base.is_private)
         finally:
             self._store.discard(stage)
-        logger.info("job_trained job_id=%s steps=%d loss=%.4f", self._claim.job.id, result.num_steps, result.train_loss)
+        log.info("job_trained", steps=result.num_steps, tokens=result.trained_tokens, loss=round(result.train_loss, 4))
         return self._finish(revision)
 
     @contextlib.contextmanager
@@ -131,7 +137,7 @@ class JobRun:
         started = time.monotonic()
         yield
         self._phases[name] = round(time.monotonic() - started, 3)
-        logger.info("job_phase job_id=%s phase=%s duration_s=%.3f", self._claim.job.id, name, self._phases[name])
+        log.info("job_phase", phase=name, duration_ms=ms(self._phases[name]))
 
     def _check_stop(self) -> None:
         if self._stopping:
@@ -168,15 +174,9 @@ class JobRun:
         options, base_model = self._options, self._claim.job.request.base_model
         if not options.hub_enabled:
             return self._store.resolve(base_model)
-        from serve.hub.fetch import Hub
+        from serve.hub.opening import open_hub
 
-        self._hub = Hub(
-            self._store,
-            endpoint=options.hub_endpoint,
-            token=options.hub_token,
-            deadline_s=options.hub_deadline_s,
-            limit_bytes=options.hub_bytes,
-        )
+        self._hub = open_hub(options, self._store, self._metrics)
         self._check_stop()  # which came just before there was a Hub to close
         try:
             return self._hub.locate(base_model)
@@ -270,9 +270,7 @@ class JobRun:
         except Exception as exc:
             if not isinstance(exc, StoreUnavailable) and not _is_disk_full(exc):
                 raise
-            logger.warning(
-                "checkpoint_left_out job_id=%s step=%d reason=%r", self._claim.job.id, step, type(exc).__name__
-            )
+            log.warning("checkpoint_left_out", step=step, error=type(exc).__name__)
             with contextlib.suppress(StoreUnavailable):
                 reason = "the disk is full" if _is_disk_full(exc) else "the disk or the job database cannot be used now"
                 message = f"There is no checkpoint of step {step}, for {reason}; training goes on."
@@ -284,6 +282,7 @@ class JobRun:
             LEARNING_RATE,
             NUM_EPOCHS,
             FineTuneSpec,
+            count_learnt,
             find_checkpoint,
             suggested_batch_size,
             suggested_multiplier,
@@ -301,6 +300,7 @@ class JobRun:
         checkpoint = find_checkpoint(work)
         if checkpoint is not None:
             self._queue.add_event(self._claim, f"Training goes on from {checkpoint.name.replace('-', ' ')}.")
+            self._told_tokens = count_learnt(checkpoint)  # which an earlier attempt has told of
         return FineTuneSpec(
             base=base.path,
             epochs=epochs,
@@ -339,6 +339,7 @@ class JobRun:
             )
 
     def _report(self, progress: Progress) -> None:
+        self._count_tokens(progress.tokens)
         now = time.monotonic()
         is_one_of_many = 0 < progress.step < progress.total_steps and not progress.samples
         if is_one_of_many and now - self._last_event < SECONDS_BETWEEN_EVENTS:
@@ -352,6 +353,11 @@ class JobRun:
                 metrics=asdict(progress),
                 seconds_left=progress.seconds_left,
             )
+
+    def _count_tokens(self, tokens: int) -> None:
+        """Those since the last time; fewer than then, where the checkpoint could not be gone on from."""
+        self._metrics.training_tokens.inc(max(0, tokens - self._told_tokens))
+        self._told_tokens = tokens
 
     def _note_checkpoint(self) -> None:
         """A job that gets further is no poison, however often its attempts die."""
@@ -405,7 +411,7 @@ class JobRun:
             exc = DiskFull("The disk is full. Start the job again when there is room.")
         may_pass = isinstance(exc, StoreUnavailable) and not isinstance(exc, DiskFull)
         if isinstance(exc, RookeryError) and (may_pass or has_published):  # the next attempt finds what is published
-            logger.warning("job_attempt_failed job_id=%s reason=%s", self._claim.job.id, exc.message)
+            log.warning("job_attempt_failed", code=exc.code, reason=exc.message)
             self._queue.abandon(self._claim, exc.message.rstrip("."), self._options.retry_delay_s, code=exc.code)
         elif isinstance(exc, RookeryError):
             self._queue.fail(self._claim, code=exc.code, message=exc.message, param=exc.param)
@@ -446,20 +452,20 @@ def main() -> None:
     arguments = parser.parse_args()
     tie_to_parent(arguments.parent)  # however the supervisor dies: nobody else would keep the lease, or stop this
     os.nice(NICENESS)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings.from_env()
+    configure(settings, part="training", job_id=arguments.job)
     stopped_early: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stopped_early.append(number))
     options = RunOptions.from_json(sys.stdin.read())
     try:
-        job_run = JobRun(options, arguments.job, arguments.token)
+        job_run = JobRun(options, arguments.job, arguments.token, join_parent(enabled=settings.metrics_enabled))
         signal.signal(signal.SIGTERM, job_run.stop)
         if stopped_early:
             job_run.stop()
         job_run.run()
     except Conflict:
-        logger.warning("job_lost job_id=%s fence=%d", arguments.job, arguments.token)
+        log.warning("job_lost", fence=arguments.token)
     # All that counts is in the job's row. To take torch down in good order would keep the next job waiting for seconds.
-    logging.shutdown()
     os._exit(0)
 
 

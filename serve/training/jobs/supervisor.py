@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -21,14 +20,17 @@ from typing import TypeVar
 
 from serve.database.connection import Database, patiently
 from serve.errors import Conflict, NotFound, StoreUnavailable
+from serve.logs import bound, get_logger, ms
+from serve.metrics import Metrics
 from serve.store.revisions import Store
+from serve.training.jobs.gauges import count_into
 from serve.training.jobs.options import RunOptions
 from serve.training.jobs.queue import Claim, JobQueue
 from serve.training.jobs.store import JobStore, make_private
 from serve.training.tracking.deliver import Deliverer
 from serve.types import Job, JobStatus
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -40,6 +42,7 @@ STOP_GRACE_S = 15.0
 # A child that has used no processor time for this long hangs, or was stopped; nothing it waits for takes as long.
 STALL_S = 300.0
 SWEEP_S = 60.0
+COUNT_S = 5.0  # jobs, for metrics
 
 
 class Supervisor:
@@ -56,20 +59,25 @@ class Supervisor:
         stop_grace_s: float = STOP_GRACE_S,
         stall_s: float = STALL_S,
         sweep_s: float = SWEEP_S,
+        count_s: float = COUNT_S,
+        metrics: Metrics | None = None,
     ) -> None:
         assert beat_s < lease_s, "the lease would end between two heartbeats"
         self._options = options
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         self._lease_s, self._beat_s, self._poll_s = lease_s, beat_s, poll_s
         self._stop_grace_s, self._stall_s, self._sweep_s = stop_grace_s, stall_s, sweep_s
+        self._count_s = count_s
+        self._metrics = metrics or Metrics(enabled=False)
         self._database = patiently(lambda: Database(options.database_url))
         # Twice as long as a worker that lives lets pass between heartbeats.
-        self._queue = JobQueue(self._database, confirm_s=2 * beat_s)
+        self._queue = JobQueue(self._database, confirm_s=2 * beat_s, on_set_aside=self._tell_set_aside)
         self._jobs = JobStore(self._database, options.uploads)
-        self._store = Store(options.data_dir, embedded=options.embedded)
+        self._store = Store(options.data_dir, embedded=options.embedded, cache=options.cache)
         make_private(options.work_of(""))
         self._deliverer = Deliverer(options, self._database)
         self._stopping = asyncio.Event()
+        self._is_leaving = False  # claims no more
         self._idle = asyncio.Event()
         self._idle.set()
         self.child_pid: int | None = None
@@ -77,13 +85,25 @@ class Supervisor:
 
     async def run_forever(self) -> None:
         """Job after job, until `stop`; trackers are told beside it. An unreachable database is waited for."""
-        delivering = asyncio.create_task(self._deliverer.run_forever())
+        beside = [asyncio.create_task(self._deliverer.run_forever())]
+        if self._metrics.is_enabled:
+            beside.append(asyncio.create_task(self._count_jobs()))
         try:
             await self._work()
         finally:
-            delivering.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await delivering
+            for task in beside:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _count_jobs(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(count_into, self._metrics, self._jobs)
+            except Exception as exc:  # gauges that stand still look like a service that does
+                if not isinstance(exc, StoreUnavailable):  # of which `_work` tells
+                    log.exception("count_failed")
+            await asyncio.sleep(self._count_s)
 
     async def _work(self) -> None:
         next_sweep = time.monotonic()
@@ -95,14 +115,14 @@ class Supervisor:
                     next_sweep = time.monotonic() + self._sweep_s
                 worked = await self.run_one()
             except StoreUnavailable as exc:
-                logger.warning("jobs_unavailable reason=%s", exc.message)
+                log.warning("jobs_unavailable", reason=exc.message)
             if not worked:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._poll_s)
 
     async def run_one(self) -> bool:
         """Claims one job and sees it through; False when there was none, or it is stopped."""
-        if self._stopping.is_set():
+        if self._is_leaving:
             return False
         self._idle.clear()  # also while it claims: a claim that `stop` does not wait for would start a process later
         try:
@@ -114,22 +134,47 @@ class Supervisor:
             self._idle.set()
 
     async def _see_through(self, claim: Claim) -> None:
+        with bound(job_id=claim.job.id, base=claim.job.request.base_model):
+            await self._attempt(claim)
+
+    async def _attempt(self, claim: Claim) -> None:
         started = time.monotonic()
-        logger.info("job_started job_id=%s attempt=%d fence=%d", claim.job.id, claim.attempt, claim.fence)
+        log.info("job_started", attempt=claim.attempt, fence=claim.fence)
         self.job_id = claim.job.id
         try:
-            await self._run_child(claim)
+            job = await self._run_child(claim)
         finally:
             self.job_id = None
-        await asyncio.to_thread(self._store.sweep)  # a child that was killed has staged what the next cannot find
-        status = await asyncio.to_thread(self._clean_up, claim.job.id)
+        self._tell_end(job, time.monotonic() - started)
         self._deliverer.wake()
-        logger.info(
-            "job_attempt_ended job_id=%s status=%s duration_s=%.3f", claim.job.id, status, time.monotonic() - started
+        await asyncio.to_thread(self._store.sweep)  # a child that was killed has staged what the next cannot find
+        await asyncio.to_thread(self._clean_up, claim.job.id)
+
+    def _tell_end(self, job: Job | None, duration_s: float) -> None:
+        """Of an attempt; None where another worker has the job by now."""
+        outcome = job.status if job else "lost"
+        self._metrics.job_duration.labels(outcome).observe(duration_s)
+        log.info(
+            "job_attempt_ended",
+            status=outcome,
+            model=job and job.fine_tuned_model,
+            code=job and job.error_code,
+            tokens=job and job.trained_tokens,
+            duration_ms=ms(duration_s),
         )
 
-    async def stop(self) -> None:
-        """Gives the running job back to the queue and returns when its process is gone."""
+    def _tell_set_aside(self, job: Job) -> None:
+        """Of a job whose worker died without a word, and that nobody tries again; its time is that of all attempts."""
+        log.warning("job_set_aside", job_id=job.id, status=job.status, code=job.error_code)
+        if job.finished_at is not None:
+            self._metrics.job_duration.labels(job.status).observe(job.finished_at - (job.started_at or job.finished_at))
+
+    async def stop(self, finish_s: float = 0.0) -> None:
+        """Returns when the running job's process is gone: it may end within `finish_s`, or goes back to the queue."""
+        self._is_leaving = True
+        if finish_s:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), finish_s)
         self._stopping.set()
         await self._idle.wait()
 
@@ -139,7 +184,8 @@ class Supervisor:
 
     # --- The child ----------------------------------------------------------------------------------------
 
-    async def _run_child(self, claim: Claim) -> None:
+    async def _run_child(self, claim: Claim) -> Job | None:
+        """The job as it was left; None where another worker has it."""
         child = await self._start(claim)
         self.child_pid = child.pid
         exited = asyncio.create_task(child.wait())
@@ -153,7 +199,7 @@ class Supervisor:
                 _signal_group(child, signal.SIGKILL)
                 await exited
             self.child_pid = None
-        await self._retry(lambda: self._conclude(claim, exited.result(), wanted))
+        return await self._retry(lambda: self._conclude(claim, exited.result(), wanted))
 
     async def _start(self, claim: Claim) -> asyncio.subprocess.Process:
         # Always said: Ray tells the processes that it starts, and so their children, to use one thread.
@@ -194,7 +240,7 @@ class Supervisor:
                 if (ticks_now := _processor_ticks(child.pid)) != ticks:
                     ticks, last_work = ticks_now, time.monotonic()
                 elif time.monotonic() - last_work > self._stall_s:
-                    logger.warning("job_stalled job_id=%s pid=%d stall_s=%.0f", claim.job.id, child.pid, self._stall_s)
+                    log.warning("job_stalled", pid=child.pid, stall_s=self._stall_s)
                     _signal_group(child, signal.SIGKILL)  # counts as an attempt that died
                     await exited
                     return True
@@ -202,17 +248,17 @@ class Supervisor:
                     wish = await asyncio.to_thread(self._queue.heartbeat, claim, self._lease_s)
                     last_beat = time.monotonic()
                     if wish is not None:
-                        logger.info("job_stopping job_id=%s wish=%s", claim.job.id, wish)
+                        log.info("job_stopping", wish=wish)
                         return False
                 except Conflict:
                     # Most often it has just said how the job ended, and is on its way out.
                     await asyncio.wait({exited}, timeout=self._stop_grace_s)
                     if exited.done():
                         return True
-                    logger.warning("job_lost job_id=%s fence=%d", claim.job.id, claim.fence)
+                    log.warning("job_lost", fence=claim.fence)
                     return False
                 except StoreUnavailable as exc:
-                    logger.warning("heartbeat_missed job_id=%s reason=%s", claim.job.id, exc.message)
+                    log.warning("heartbeat_missed", reason=exc.message)
                     if time.monotonic() - last_beat > self._lease_s:
                         return False  # somebody else has it by now
         finally:
@@ -222,17 +268,18 @@ class Supervisor:
         _signal_group(child, signal.SIGTERM)
         done, _ = await asyncio.wait({exited}, timeout=self._stop_grace_s)
         if not done:
-            logger.warning("job_killed pid=%d grace_s=%.1f", child.pid, self._stop_grace_s)
+            log.warning("job_killed", pid=child.pid, grace_s=self._stop_grace_s)
             _signal_group(child, signal.SIGKILL)
             await exited
 
-    def _conclude(self, claim: Claim, exit_status: int, wanted: bool) -> None:
-        """Where the child could not, says how the attempt ended."""
+    def _conclude(self, claim: Claim, exit_status: int, wanted: bool) -> Job | None:
+        """Where the child could not, says how the attempt ended; the job then, None where another worker has it."""
         with contextlib.suppress(Conflict):  # it said so itself, or somebody else has the job
             if not wanted:
                 self._queue.release(claim)
             else:
                 self._queue.abandon(claim, _explain(exit_status), self._options.retry_delay_s)
+        return self._queue.outcome(claim)
 
     async def _retry(self, action: Callable[[], T]) -> T | None:
         """Until it succeeds or the lease would have ended anyway, and then the job is somebody else's."""
@@ -247,19 +294,17 @@ class Supervisor:
 
     # --- The folder ---------------------------------------------------------------------------------------
 
-    def _clean_up(self, job_id: str) -> JobStatus | None:
-        """Removes what a job that has ended leaves; its status, None where there is no such job."""
-        status = None
+    def _clean_up(self, job_id: str) -> None:
+        """Removes what a job that has ended leaves, or one that does not exist."""
+        job = None
         with contextlib.suppress(NotFound):
             job = self._jobs.get_job(job_id)
-            status = job.status
-            if status.is_final:
+            if job.status.is_final:
                 self._jobs.drop_archives(job)
-                if status is not JobStatus.SUCCEEDED:
+                if job.status is not JobStatus.SUCCEEDED:
                     self._drop_checkpoints(job)
-        if status is None or status.is_final:
+        if job is None or job.status.is_final:
             shutil.rmtree(self._options.work_of(job_id), ignore_errors=True)
-        return status
 
     def _drop_checkpoints(self, job: Job) -> None:
         """Those that were published: nobody asked for a model that is half made. Some may not have been recorded."""

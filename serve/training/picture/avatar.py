@@ -8,14 +8,14 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import io
-import logging
 from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageOps
 
+from serve.logs import get_logger
 from serve.training.archives.avatar import MAX_AVATAR_BYTES
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP")
 MAX_PIXELS = 2048 * 2048  # X keeps 400 x 400, Mastodon as much, Bluesky 1000 x 1000; this is 16 MB, decoded
@@ -88,5 +88,5 @@ def _decode(data: bytes, size: int) -> Image.Image | None:
         background = Image.new("RGBA", square.size, (255, 255, 255, 255))
         return Image.alpha_composite(background, square).convert("RGB")
     except Exception as exc:  # decoders meet hostile bytes with errors of every kind
-        logger.info("avatar_unreadable reason=%s", type(exc).__name__)
+        log.info("avatar_unreadable", error=type(exc).__name__)
         return None

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 from serve.database.connection import Database
 from serve.errors import StoreUnavailable
+from serve.logs import configure, get_logger
 from serve.settings import Settings
 from serve.training.jobs.options import RunOptions
 from serve.training.processes import adopt_orphans, end_descendants, tie_to_parent
@@ -39,7 +39,7 @@ from serve.training.tracking.outbox import (
 )
 from serve.training.tracking.trackers import UPLOADS, Telling, tracker_environment
 
-logger = logging.getLogger(__name__)
+log = get_logger()
 
 LIMIT_S = 300.0  # of one delivery; W&B takes 1 s offline, and some 10 s online
 POLL_S = 120.0
@@ -71,9 +71,13 @@ def deliver_all(database: Database, data_dir: Path, *, uploads: tuple[str, ...] 
             raise
         with database.write() as session:
             settle_delivery(session, delivery, done=done, outcome=outcome)
-        logger.info(
-            "delivery_ended job_id=%s tracker=%s tries=%d done=%s outcome=%r",
-            *(delivery.job_id, delivery.integration.tracker, delivery.tries, done, outcome),
+        log.info(
+            "delivery_ended",
+            job_id=delivery.job_id,
+            tracker=delivery.integration.tracker,
+            tries=delivery.tries,
+            done=done,
+            outcome=outcome,
         )
 
 
@@ -206,16 +210,16 @@ def main() -> None:
     if arguments.parent is not None:
         tie_to_parent(arguments.parent, signal.SIGTERM)
     os.nice(NICENESS)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    adopt_orphans()
     settings = Settings.from_env()
+    configure(settings, part="deliverer")
+    adopt_orphans()
     data_dir = arguments.data or settings.data
     uploads = tuple(name for name in arguments.uploads.split(",") if name)
     if unknown := set(uploads) - set(UPLOADS):
         parser.error(f"--uploads knows {' and '.join(UPLOADS)}, not {', '.join(sorted(unknown))}")
     with _alone(data_dir) as alone, contextlib.suppress(Interrupted):
         if not alone:
-            logger.info("delivering_already data=%s", data_dir)
+            log.info("delivering_already", data=data_dir)
             return
         database = Database(arguments.database_url or settings.sql_url)
         if arguments.retry:
