@@ -24,6 +24,15 @@ def _bar(console: Console) -> BarColumn:
     return BarColumn(bar_width=30 if console.width >= _WIDE else 10)
 
 
+def _start(bars: Progress) -> None:
+    """No bar outlives a Ctrl-C while it starts: it would be drawn on, into what is said and asked afterwards."""
+    try:
+        bars.start()
+    except BaseException:
+        bars.stop()
+        raise
+
+
 class _Numbers(ProgressColumn):
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -52,7 +61,7 @@ class JobProgress:
         self._held_out: dict[str, float] = {}  # job id -> loss of held-out posts, told once an epoch
 
     def __enter__(self) -> JobProgress:
-        self._bars.start()
+        _start(self._bars)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,7 +122,7 @@ class TransferProgress:
         self._told: tuple[str, int] | None = None
 
     def __enter__(self) -> TransferProgress:
-        self._bars.start()
+        _start(self._bars)
         return self
 
     def __exit__(self, *_: object) -> None:

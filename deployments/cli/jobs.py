@@ -22,7 +22,7 @@ from deployments.cli.options import (
     remark,
     remarks,
 )
-from deployments.cli.terminal import confirm, is_attended
+from deployments.cli.terminal import confirm, interrupts_held, is_attended
 from deployments.client import Client, JobView, Json
 from deployments.progress import JobProgress
 from serve.types import PREVIEW_PROMPT, JobStatus
@@ -256,9 +256,11 @@ def _judge(view: JobView, wanted: JobStatus) -> None:
 def leave(client: Client, job_id: str, again: str) -> NoReturn:
     """After a Ctrl-C: the job goes on, unless a second one and a yes cancel it. `again`: how to follow it then."""
     try:
-        remark(f"\nThe job goes on. Follow it with: {again}")
+        with interrupts_held():
+            remark(f"\nThe job goes on. Follow it with: {again}")
+            if is_attended():
+                remark(f"Press Ctrl-C again within {_SECOND_CTRL_C_S:g} s to cancel it.")
         if is_attended():
-            remark(f"Press Ctrl-C again within {_SECOND_CTRL_C_S:g} s to cancel it.")
             time.sleep(_SECOND_CTRL_C_S)
     except KeyboardInterrupt:
         if is_attended() and confirm("\nCancel the job?"):

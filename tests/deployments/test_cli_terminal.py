@@ -20,6 +20,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from deployments.cli.terminal import interrupts_held
 from serve.types import JobStatus
 from tests.deployments.cli_world import World
 
@@ -132,6 +133,15 @@ def test_a_second_ctrl_c_asks_whether_to_cancel(
     assert terminal.ends_with() == 130
     assert ("The job is cancelled." in terminal.shown) is (answer == "y")
     assert world.jobs.jobs[job].status is status
+
+
+def test_a_ctrl_c_while_a_sentence_is_printed_does_not_print_it_twice() -> None:
+    printed = []
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        os.kill(os.getpid(), signal.SIGINT)
+        printed.append("whole")
+    assert printed == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_answer_to_the_question_is_no_yes(run: Run, world: World, job: str) -> None:
