@@ -11,6 +11,7 @@ from rich.text import Text
 
 from deployments.client import JobView
 from deployments.show import as_bytes, as_minutes, plain, show_list
+from deployments.stopping import interrupts_held
 from serve.types import JobStatus
 
 _NARROW, _WIDE = 72, 100  # columns: with fewer a line has no room for all the numbers, or for a long bar
@@ -25,12 +26,18 @@ def _bar(console: Console) -> BarColumn:
 
 
 def _start(bars: Progress) -> None:
-    """No bar outlives a Ctrl-C while it starts: it would be drawn on, into what is said and asked afterwards."""
+    """No bar outlives a Ctrl-C: it would be drawn on, into what is said and asked afterwards."""
     try:
-        bars.start()
+        with interrupts_held():
+            bars.start()
     except BaseException:
-        bars.stop()
+        _stop(bars)
         raise
+
+
+def _stop(bars: Progress) -> None:
+    with interrupts_held():
+        bars.stop()
 
 
 class _Numbers(ProgressColumn):
@@ -65,7 +72,7 @@ class JobProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        _stop(self._bars)
 
     def update(self, view: JobView, title: str) -> None:
         """Shows where the job stands."""
@@ -126,11 +133,11 @@ class TransferProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        _stop(self._bars)
 
     def pause(self) -> None:
         """Gives the terminal to another's bars, until the next `update`."""
-        self._bars.stop()
+        _stop(self._bars)
 
     def update(self, phase: str, file: str, num_bytes: int, total_bytes: int) -> None:
         """Shows how far it is. `total_bytes` 0: nobody knows yet."""
@@ -141,7 +148,7 @@ class TransferProgress:
                 self._told = stage
                 self._console.print(Text(f"{phase} {_transferred(num_bytes, total_bytes)}".strip()), soft_wrap=True)
             return
-        self._bars.start()
+        _start(self._bars)
         if self._task is None:
             self._task = self._bars.add_task(phase, total=None, file="")
         total = total_bytes or None

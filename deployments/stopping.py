@@ -1,9 +1,10 @@
-"""SIGTERM and Ctrl-C as an exception that a start of several steps cannot miss. Knows nothing of what is started."""
+"""SIGTERM and Ctrl-C where they would be missed, or leave half of something behind. Knows nothing of what that is."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -54,3 +55,19 @@ def caught_signals() -> Iterator[Signals]:
         if not signals.has_come:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A Ctrl-C in the block counts at its end: rich, for one, writes again what a print that was cut has written."""
+    if threading.current_thread() is not threading.main_thread():  # no other one is interrupted
+        yield
+        return
+    held: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held and callable(before):
+        before(signal.SIGINT, None)

@@ -171,10 +171,11 @@ async def test_a_look_at_it_tells_what_is_in_memory_and_what_is_being_written(da
     (resident,) = view.residents
     assert resident.model_id == "test/tireless" and resident.leases == 1 and view.used_bytes == resident.num_bytes
     assert (view.num_running, view.num_queued, view.num_waiting) == (2, 1, 0)
-    async for _ in stream:
-        pass
-    idle = generator.view()
-    assert (idle.num_running, idle.num_queued, idle.evictions) == (0, 0, ())
+    await stream.aclose()  # type: ignore[attr-defined]
+    async with asyncio.timeout(30):
+        while (idle := generator.view()).num_running:
+            await asyncio.sleep(0.01)
+    assert (idle.num_queued, idle.evictions) == (0, ())
     assert idle.up_s > view.up_s > 0
     await generator.close()
 

@@ -52,8 +52,8 @@ async def test_gauges_outlast_an_error_that_nobody_foresaw(
         again.set()
 
     monkeypatch.setattr(LocalGenerator, "_set_gauges", fail_once)
+    generator = LocalGenerator(settings(data), metrics=Metrics())
     with captured_lines() as lines:
-        generator = LocalGenerator(settings(data), metrics=Metrics())
         async with asyncio.timeout(30):
             await again.wait()
         await generator.close()

@@ -22,9 +22,10 @@ from deployments.cli.options import (
     remark,
     remarks,
 )
-from deployments.cli.terminal import confirm, interrupts_held, is_attended
+from deployments.cli.terminal import confirm, is_attended
 from deployments.client import Client, JobView, Json
 from deployments.progress import JobProgress
+from deployments.stopping import interrupts_held
 from serve.types import PREVIEW_PROMPT, JobStatus
 
 _NUM_JOBS = 20

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -47,19 +45,6 @@ def give_up_stdout() -> None:
     """After an error of it: what it still holds would be the same error again when Python ends."""
     with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """A Ctrl-C in the block is raised at its end: what a print that is cut has written, the next one writes again."""
-    held: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if held:
-        raise KeyboardInterrupt
 
 
 def confirm(question: str) -> bool:

@@ -20,7 +20,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from deployments.cli.terminal import interrupts_held
+from deployments.stopping import interrupts_held
 from serve.types import JobStatus
 from tests.deployments.cli_world import World
 

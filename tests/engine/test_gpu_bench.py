@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -22,6 +24,7 @@ def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_whole_bench_runs_on_a_toy_and_ends_with_its_figures() -> None:
     done = run_bench("--device", "cpu", "--tiny")
     assert done.returncode == 0, done.stderr

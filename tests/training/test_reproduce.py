@@ -150,6 +150,7 @@ def test_the_model_that_is_made_is_kept_on_request(made: Trained, tmp_path: Path
 # --- What it has learnt -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_archives_in_any_order_take_the_place_of_a_data_set_that_is_not_kept(tmp_path: Path) -> None:
     trained = make(tmp_path)
     dataset_path(trained, BOTH).unlink()
@@ -163,6 +164,7 @@ def test_archives_in_any_order_take_the_place_of_a_data_set_that_is_not_kept(tmp
     assert reproduce(trained.store, BOTH, archives=[trained.archives["ada"], renamed], strict=True).equal
 
 
+@pytest.mark.slow
 def test_a_model_that_was_judged_by_a_file_of_its_own_is_made_again_from_its_archives(tmp_path: Path) -> None:
     trained = make(tmp_path)
     judge_by = tmp_path / "judge.txt"
