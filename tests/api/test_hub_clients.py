@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.api.hub_world import KEY, MODEL, Hub
 from tests.hub.clients import check_clients, pipeline_word_for_word, run_apart
@@ -20,6 +21,7 @@ def test_all_calls_of_the_real_clients_work(hub: Hub) -> None:
     assert len(passed) >= 33
 
 
+@pytest.mark.slow
 def test_the_three_lines_of_a_card_work_word_for_word(hub: Hub) -> None:
     hub.publish(n_positions=1024)  # the pipeline writes up to 256 tokens
     assert pipeline_word_for_word(hub.url, MODEL)

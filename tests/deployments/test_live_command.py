@@ -111,6 +111,7 @@ def test_train_wait_json_prints_the_finished_job_of_a_model_that_answers(rookery
     assert "Barney" in rookery("show", "huggingtweets/barney").stdout
 
 
+@pytest.mark.slow
 def test_two_archives_make_a_cyborg_named_in_sorted_order(rookery: Command) -> None:
     done = rookery(
         *("train", ARCHIVES / "unit_seven.zip", ARCHIVES / "grandma_ines.zip"),

@@ -47,6 +47,7 @@ def test_the_three_lines_of_a_card_work_word_for_word(service: LiveService) -> N
     assert pipeline_word_for_word(service.url, WREN)
 
 
+@pytest.mark.slow
 def test_all_calls_of_the_real_clients_work(service: LiveService) -> None:
     passed = check_clients(service.url, WREN, token=KEY)
     assert all(passed.values()), [name for name, has_passed in passed.items() if not has_passed]

@@ -34,6 +34,7 @@ def test_the_whole_bench_runs_on_a_toy_and_ends_with_its_figures() -> None:
     assert figures["captured_graphs"] == 0  # graphs are CUDA's
 
 
+@pytest.mark.slow
 def test_without_a_cuda_device_it_says_so_and_exits_with_2() -> None:
     done = run_bench()
     assert done.returncode == 2
