@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-peers bench-train quality chaos-jobs hub-check docs-check page-check metrics-check k8s-check image-check clean
+.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-peers bench-train quality chaos-jobs faults chaos soak fuzz hub-check docs-check page-check metrics-check k8s-check image-check pins audit clean
 
 install: $(INSTALLED)
 
@@ -82,11 +82,44 @@ k8s-check: $(INSTALLED)
 image-check: $(INSTALLED)
 	@$(BIN)/python -m tests.k8s.image_check $(ARGS)
 
+# Versions and hashes of all that the image installs, from pyproject.toml and what is installed here. Asks PyPI and PyTorch;
+# ARGS="--torch-cpu-index URL" asks another index for torch without CUDA.
+pins: $(INSTALLED)
+	$(BIN)/python -m tests.k8s.write_locks $(ARGS)
+
+# Known vulnerabilities of what the image installs. Asks PyPI; ARGS="--vulnerability-service osv" asks OSV. The lock with
+# CUDA has of every package the version that PyPI knows; the other differs from it in torch alone. --strict: what could
+# not be asked about is a failure.
+audit: $(INSTALLED)
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement k8s/requirements/cuda.txt $(ARGS)
+
 # Trainers killed at random, on either database; ends with one JSON line.
 KILLS ?= 200
 DB ?= sqlite
 chaos-jobs: $(INSTALLED)
 	@$(BIN)/python -m tests.faults.chaos_jobs --kills $(KILLS) --db $(DB) $(ARGS)
+
+# The table of faults, row by row; some hours for all. make faults ROWS=F1,B3 SHARE=0.1; SAVE=1 also writes its README.
+ROWS ?=
+SHARE ?= 1
+faults: $(INSTALLED)
+	@$(BIN)/python -m tests.faults --rows "$(ROWS)" --share $(SHARE) $(if $(SAVE),--save)
+
+# Two generators, two gateways and a trainer under load, and faults at random; ends with one JSON line.
+MINUTES ?= 20
+SEED ?= 1
+chaos: $(INSTALLED)
+	@$(BIN)/python -m tests.faults.chaos --minutes $(MINUTES) --seed $(SEED) $(ARGS)
+
+# Bad requests at a live service, as raw bytes through HAProxy; ends with one JSON line. ARGS="--proxy ray": without it.
+CASES ?= 100000
+fuzz: $(INSTALLED)
+	@$(BIN)/python -m tests.faults.fuzz --cases $(CASES) --seed $(SEED) $(ARGS)
+
+# A service in ordinary use for a long time: does it need more and more? Ends with one JSON line. make soak MINUTES=480
+soak: MINUTES = 30
+soak: $(INSTALLED)
+	@$(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 # Not .rookery: bots and jobs live there.
 clean:

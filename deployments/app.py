@@ -56,7 +56,7 @@ class AppArgs(BaseModel):
     trainers may be none; None: their number is fixed.
     `working_set_s`: models asked for within so many seconds are to fit into the generators' memory together.
     `placed`: each replica books 1 of the custom resource `gateway`, `generator` or `trainer` of its node.
-    `needs_keys`: gateways refuse to start without API keys; for what is reached from more than its own machine.
+    `needs_keys`: gateways refuse to start without API keys; False for what only its own machine can reach.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,7 +69,7 @@ class AppArgs(BaseModel):
     max_trainers: int | None = Field(None, ge=1)
     working_set_s: float = Field(WINDOW_S, gt=0)
     placed: bool = False
-    needs_keys: bool = False
+    needs_keys: bool = True
     device: Literal["cpu", "gpu"] = "cpu"
     trainer_gpus: float = Field(0.2, ge=0, le=1)
     spill_bound: float = Field(BOUND, ge=1.0)
@@ -174,11 +174,11 @@ def _resources(name: str, args: AppArgs, gpus: float = 0.0) -> dict[str, Any]:
     return {**booked, "resources": {name: 1}} if args.placed else booked
 
 
-def _deployment(target: type, **options: Any) -> Deployment:
+def _deployment(target: type, *, health_check_timeout_s: float = 30, **options: Any) -> Deployment:
     deployment: Deployment = serve.deployment(
         name=target.__name__.lower(),
         health_check_period_s=2,  # a dead replica is replaced after 2-4 s; Ray's own 10 would make it 10-14
-        health_check_timeout_s=30,
+        health_check_timeout_s=health_check_timeout_s,
         graceful_shutdown_wait_loop_s=0.5,
         **options,
     )(target)
@@ -189,6 +189,7 @@ def _deployment(target: type, **options: Any) -> Deployment:
 # or wait inside, then 64 for each gateway outside.
 generator_deployment = _deployment(
     Generator,
+    health_check_timeout_s=10,  # three in a row and the start of another: one that hangs is replaced within 45 s
     max_ongoing_requests=256,
     max_queued_requests=64,
     graceful_shutdown_timeout_s=20,

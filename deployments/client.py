@@ -123,6 +123,11 @@ class Client:
     def delete_model(self, model_id: str) -> Json:
         return self._call("DELETE", _model_path(model_id))
 
+    def set_disabled(self, model_id: str, is_disabled: bool, reason: str = "") -> Json:
+        """Takes a model out of use, or into it again."""
+        path = f"{_model_path(model_id)}/{'disable' if is_disabled else 'enable'}"
+        return self._call("POST", path, json={"reason": reason} if is_disabled else {})
+
     def read_card(self, model_id: str) -> str:
         """Its README.md, of the revision that `model_id` names."""
         self.get_model(model_id)  # says that there is none; the Hub's route asks a stranger for a key instead
@@ -157,6 +162,9 @@ class Client:
         try:
             self.list_jobs(limit=1)
         except Refused as exc:
+            if exc.status == 403:  # a good key, which may not read
+                self._call("GET", "/api/whoami-v2", needs=("name",))
+                return True
             if exc.status != 401:
                 raise
             return False
@@ -265,6 +273,16 @@ class Client:
     def all_files(self) -> Iterator[Json]:
         """Every uploaded file that is still there, a page at a time."""
         return _every(lambda after: self._list("/v1/files", _page(after)))
+
+    def begin_erasure(self, handle: str, *, dry_run: bool = False) -> Json:
+        """Of all that the server has of a person; with `dry_run` it only tells what that is."""
+        return self._call("POST", "/v1/erasures", json={"handle": handle, "dry_run": dry_run})
+
+    def get_erasure(self, erasure_id: str) -> Json:
+        return self._call("GET", f"/v1/erasures/{erasure_id}")
+
+    def lift_erasure(self, handle: str) -> Json:
+        return self._call("POST", "/v1/erasures/lift", json={"handle": handle})
 
     def list_jobs(self, *, limit: int, after: str | None = None) -> Json:
         return self._list("/v1/fine_tuning/jobs", _page(after, limit))

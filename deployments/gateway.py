@@ -1,7 +1,7 @@
 """The replica that speaks HTTP: the API of `serve.api` over a handle to the generators.
 
-Here, and only here, Ray's errors become ours. A request whose replica dies is sent to another one, which writes
-the same text again, because the seed was fixed here.
+Here, and only here, Ray's errors become ours. A request whose replica dies is sent to another one, which goes on with
+the same text, because the seed was fixed here.
 """
 
 from __future__ import annotations
@@ -28,16 +28,23 @@ from deployments.assignment import follow
 from deployments.backlog import Backlog
 from deployments.parts import open_jobs, open_metrics, read_settings, run_options
 from deployments.pulse import SILENCE_S, Silence, listen
-from deployments.replay import Transcript
+from deployments.resume import Losses, Transcript
+from deployments.scrubbing import scrub_in_background
 from deployments.wire import unpack
 from serve.api.access import Access
 from serve.api.app import build_api
-from serve.errors import Overloaded, RookeryError, StoreUnavailable
+from serve.api.quota import Quota
+from serve.api.service import Limits
+from serve.database.connection import Database
+from serve.errors import ModelNotFound, Overloaded, RookeryError, StoreUnavailable
 from serve.hub.opening import open_hub
+from serve.keys.opening import open_keys
 from serve.logs import configure, get_logger
+from serve.metrics import Metrics
 from serve.settings import PREFIX, BadSetting
 from serve.store.opening import open_store
 from serve.training.dataset import preview
+from serve.training.erasure import PersonEraser
 from serve.training.picture.draw import draw_preview
 from serve.types import Delta, GenerationRequest, ReplicaView, TopView
 from serve.usage import top_of
@@ -47,8 +54,6 @@ log = get_logger()
 
 _REPLICA_GONE = (RayActorError, ReplicaUnavailableError, Silence)
 _CONNECTION_LOST = (StatusCode.UNAVAILABLE, StatusCode.CANCELLED, StatusCode.INTERNAL)
-_MAX_DEATHS = 2  # of replicas that had taken the same request
-_MAX_TRIES = 4  # who does not take it was gone before it came; Ray knows of that after some 12 s, less than a silence
 _RETRY_AFTER_S = 3.0  # a new replica is there after 2-4 s (2 cores, health check every 2 s)
 _BROADCAST_S = 5.0
 
@@ -56,32 +61,35 @@ _BROADCAST_S = 5.0
 class HandleGenerator:
     """A `Generator` whose work is done by other processes; one that says nothing for `silence_s` is given up."""
 
-    def __init__(self, handle: DeploymentHandle[Any], silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self, handle: DeploymentHandle[Any], metrics: Metrics | None = None, *, silence_s: float = SILENCE_S
+    ) -> None:
         self._handle, self._silence_s = handle, silence_s
+        self._metrics = metrics or Metrics(enabled=False)
         self._generate = handle.options(method_name="generate", stream=True)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Delta], None]:
         """Raises: what the replica raises; Overloaded; StoreUnavailable when replicas die."""
-        transcript, num_tries, num_deaths = Transcript(), 0, 0
+        transcript, losses = Transcript(request), Losses()
         while True:
-            transcript.restart()
             with follow() as assignment:
-                response = self._generate.remote(request)
+                response = self._generate.remote(transcript.rest())
             is_over = False
             try:
                 async with aclosing(listen(response, self._silence_s, assignment.when_sent)) as answers:
                     async for packed in answers:
-                        if fresh := transcript.news(unpack(packed)):
-                            yield fresh
+                        if packed:
+                            yield transcript.add(unpack(packed))
                 is_over = True
                 return
             except (RayError, RayServeException, AioRpcError, RuntimeError, Silence) as exc:
                 is_over = not isinstance(exc, Silence)
-                num_tries += 1
-                num_deaths += is_over or assignment.is_taken
-                if num_deaths == _MAX_DEATHS or num_tries == _MAX_TRIES or not is_gone(exc):
-                    raise translate(exc) from exc
-                log.warning("generation_retried", request_id=request.request_id, error=type(exc).__name__)
+                if transcript.is_over:
+                    return  # it was lost after its last word
+                losses.add(was_taken=is_over or assignment.is_taken, num_tokens=transcript.num_tokens)
+                if losses.are_too_many or not is_gone(exc):
+                    raise _ending(exc, transcript) from exc
+                self._note_resumed(transcript, exc)
             finally:
                 if not is_over:
                     response.cancel()  # the caller left, or nobody answers
@@ -93,8 +101,8 @@ class HandleGenerator:
     async def top(self, limit: int) -> TopView:
         return top_of(await self._ask_all("usage"), limit)
 
-    async def forget(self, model_id: str) -> None:
-        await self._ask_all("forget", model_id)
+    async def forget(self, model_id: str, *, at_once: bool = False) -> None:
+        await self._ask_all("forget", model_id, at_once)
 
     async def check_ready(self) -> None:
         try:
@@ -102,6 +110,18 @@ class HandleGenerator:
                 await self._handle.check_ready.remote()
         except Exception as exc:
             raise translate(exc) from exc
+
+    def _note_resumed(self, transcript: Transcript, error: Exception) -> None:
+        request, num_tokens = transcript.request, transcript.num_tokens
+        had = "nothing" if not num_tokens else "whole" if request.is_whole else "stream"
+        self._metrics.generations_resumed.labels(had).inc()
+        log.warning(
+            "generation_resumed",
+            request_id=request.request_id,
+            error=type(error).__name__,
+            had=had,
+            tokens=num_tokens,
+        )
 
     async def _ask_all(self, method: str, *args: Any) -> list[Any]:
         """What the replicas answer; one that has died in the meantime has nothing to tell or to forget."""
@@ -124,14 +144,16 @@ class Gateway:
     ) -> None:
         # `trainer` is not called: jobs reach it through the database. Binding it makes it part of the application.
         self._settings = read_settings(overrides)
-        if needs_keys and not Access.from_setting(self._settings.api_keys).needs_keys:
+        self._keys = open_keys(self._settings)
+        if needs_keys and not self._keys.are_needed:
             raise BadSetting(
-                f"{PREFIX}API_KEYS names no key, and without one everybody could do everything here, private bots "
-                "included: make a key by 'rookery keys new' and set it in the gateway's environment (in Kubernetes "
-                "in the Secret 'rookery'), or set needs_keys: false in the application's args."
+                f"There is no key, neither in {PREFIX}API_KEYS nor in the database, and without one everybody could do "
+                "everything here, private bots included: make one by 'rookery keys create --scopes admin', or set "
+                f"{PREFIX}API_KEYS in the gateway's environment (in Kubernetes in the Secret 'rookery'), or set "
+                "needs_keys: false in the application's args."
             )
         configure(self._settings, part="gateway", replica=serve.get_replica_context().replica_id.unique_id)
-        self._generator = HandleGenerator(generator)
+        self._handle = generator
         self._backlog: Backlog | None = None
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -140,21 +162,29 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> FastAPI:  # Ray's name for it
         jobs, store, metrics = open_jobs(self._settings), open_store(self._settings), open_metrics(self._settings)
+        generator = HandleGenerator(self._handle, metrics)
         store.describe_in_background()
+        hub = open_hub(self._settings, store, metrics) if self._settings.hub_enabled else None
+        scrub_in_background(self._settings, store, hub, generator, metrics)
         self._backlog = Backlog(jobs, metrics)
         return build_api(
-            generator=self._generator,
+            generator=generator,
             catalogue=store,
             files=jobs,
             jobs=jobs,
             upload_dir=run_options(self._settings).uploads,
             default_base=self._settings.base,
             metrics=metrics,
+            limits=Limits(generate_s=self._settings.deadline_s),
             preview=preview,
             draw_preview=draw_preview,
             add_pages=add_pages,
-            puller=open_hub(self._settings, store, metrics) if self._settings.hub_enabled else None,
-            access=Access.from_setting(self._settings.api_keys, self._settings.hosts, metrics),
+            puller=hub,
+            eraser=PersonEraser(store, Database(self._settings.sql_url), run_options(self._settings)),
+            access=Access.from_settings(
+                self._keys.follow(), hosts=self._settings.hosts, anonymous=self._settings.anonymous, metrics=metrics
+            ),
+            quota=Quota.from_settings(self._settings, metrics),
             sends_request_id=False,  # Ray Serve does
         )
 
@@ -169,6 +199,18 @@ def is_gone(error: Exception) -> bool:
     if type(error) is RuntimeError:  # Ray's own, of a connection that was lost between a request and its acceptance
         return str(error).startswith("Unexpected error (StatusCode.")
     return isinstance(error, _REPLICA_GONE)
+
+
+def _ending(error: Exception, transcript: Transcript) -> Exception:
+    """How a generation ends that nobody can go on with."""
+    known = translate(error)
+    if isinstance(known, ModelNotFound) and transcript.num_tokens:  # to ask again is to ask the newest revision
+        return StoreUnavailable(
+            "The generator that was writing this text has stopped, and its model has been replaced or deleted since; "
+            "ask for it again.",
+            retry_after_s=1.0,
+        )
+    return known
 
 
 def translate(error: Exception) -> Exception:

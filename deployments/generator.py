@@ -63,15 +63,15 @@ class Generator:
     async def usage(self) -> UsageSketch:
         return self._generator.usage()
 
-    async def forget(self, model_id: str) -> None:
-        await self._generator.forget(model_id)
+    async def forget(self, model_id: str, at_once: bool = False) -> None:
+        await self._generator.forget(model_id, at_once=at_once)
 
     async def check_ready(self) -> None:
         await self._generator.check_ready()
 
     async def check_health(self) -> None:
-        """Ray calls it again and again: the event loop must answer in time, and the engine's thread be there."""
-        self._generator.check_alive()
+        """Ray calls it again and again: the event loop must answer in time, and the engine compute something."""
+        await self._generator.check_health()
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is stopped."""

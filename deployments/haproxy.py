@@ -39,10 +39,30 @@ CLUSTER_PROGRAM = Path("/opt/rookery/haproxy")
 _TEXT_PATHS = ("/v1/completions", "/generate", "/generate_stream", "/")
 _TEXT_PREFIXES = ("/models/",)
 _BODY_S = 30  # as long as a gateway waits
+_HEAD_S = 10  # for a request's line and headers; gateways are asked only then
+_MAX_JSON_BYTES = 1 << 20  # as a gateway takes; each that waits for its body costs a connection meanwhile
 # Longer than the disk under an upload may stall: a gateway that does not read looks just like one that is gone.
 _VANISHED_S = 30
 
 # What HAProxy answers itself, in the words and the form of gateways.
+_UNREADABLE = """\
+HTTP/1.1 400 Bad Request
+Content-Type: application/json
+Cache-Control: no-store
+Connection: close
+
+{"error": {"message": "The request cannot be read: its line or its headers are not what HTTP allows.", \
+"type": "invalid_request_error", "param": null, "code": "invalid_value"}}
+"""
+_TOO_LARGE = f"""\
+HTTP/1.1 413 Content Too Large
+Content-Type: application/json
+Cache-Control: no-store
+Connection: close
+
+{{"error": {{"message": "The body is larger than {_MAX_JSON_BYTES} bytes, the most that is taken here.", \
+"type": "invalid_request_error", "param": null, "code": "payload_too_large"}}}}
+"""
 _TOO_SLOW = f"""\
 HTTP/1.1 408 Request Timeout
 Content-Type: application/json
@@ -63,6 +83,7 @@ Connection: close
 {"error": {"message": "No gateway answers now; try again soon.", "type": "server_error", "param": null, \
 "code": "store_unavailable"}}
 """
+_PAGES = {400: _UNREADABLE, 408: _TOO_SLOW, 413: _TOO_LARGE, 503: _UNAVAILABLE}
 
 
 def find_haproxy() -> str | None:
@@ -109,7 +130,13 @@ def write_start(folder: Path, program: Path, binary: str) -> None:
 
 def amend(config: str, folder: Path) -> str:
     """Ray's configuration with all that is said below put right; what it opens to others are sockets in `folder`."""
-    for change in (close_to_others, repeat_requests, notice_vanished_machines, answer_as_gateways_do):
+    for change in (
+        close_to_others,
+        repeat_requests,
+        end_slow_requests,
+        notice_vanished_machines,
+        answer_as_gateways_do,
+    ):
         config = change(config, folder)
     return config
 
@@ -138,6 +165,17 @@ def repeat_requests(config: str, folder: Path) -> str:
     return re.sub(r"^(frontend http_frontend\n +bind .*\n)", rf"\1{rules}", config, flags=re.MULTILINE)
 
 
+def end_slow_requests(config: str, folder: Path) -> str:
+    """Who sends a head byte by byte does not keep a connection for an hour, nor who announces more than is taken."""
+    limit = f"    timeout http-request {_HEAD_S}s\n"
+    config = config.replace("defaults\n    mode http\n", f"defaults\n    mode http\n{limit}", 1)
+    large = (
+        f"    http-request return status 413 errorfile {folder / '413.http'} "
+        f"if is_write is_text {{ req.body_size gt {_MAX_JSON_BYTES} }}\n"
+    )
+    return re.sub(r"^( +http-request wait-for-body )", rf"{large}\1", config, count=1, flags=re.MULTILINE)
+
+
 def notice_vanished_machines(config: str, folder: Path) -> str:
     """A gateway whose machine is gone without a word keeps no connection for longer than half a minute, not for hours.
 
@@ -161,11 +199,19 @@ def notice_vanished_machines(config: str, folder: Path) -> str:
 def answer_as_gateways_do(config: str, folder: Path) -> str:
     """Where no gateway answers, a 503 that says when to ask again; Ray's 500 and its 404 say that asking is wrong.
 
-    And where a body has not come in time, a 408 that a program can read.
+    And where a body has not come in time, a 408 that a program can read; and a 400 of ours for that in plain text of
+    the server under a gateway. What HAProxy itself takes for no HTTP it refuses in its own words.
     """
     page = folder / "503.http"
     config = re.sub(r"^( +errorfile 50[234]) .*$", rf"\1 {page}", config, flags=re.MULTILINE)
     config = re.sub(r"^( +errorfile) 503 .*$", rf"\g<0>\n\1 408 {folder / '408.http'}", config, flags=re.MULTILINE)
+    plain = (
+        f"    http-response return status 400 errorfile {folder / '400.http'} "
+        "if { status 400 } { res.hdr(content-type) -m beg text/plain }\n"
+        # Such as "GET http:x": no gateway is chosen by it, and that is no reason to ask again.
+        f"    http-request return status 400 errorfile {folder / '400.http'} unless {{ path_beg / }}\n"
+    )
+    config = re.sub(r"^frontend http_frontend\n +bind .*\n", rf"\g<0>{plain}", config, flags=re.MULTILINE)
     always = f"backend default_backend\n    http-request return status 503 errorfile {page}\n"
     return re.sub(r"^backend default_backend\n.*\n", always, config, flags=re.MULTILINE)
 
@@ -173,7 +219,7 @@ def answer_as_gateways_do(config: str, folder: Path) -> str:
 def _become(folder: Path, binary: str, arguments: Sequence[str]) -> None:
     config = Path(arguments[arguments.index("-f") + 1])
     folder.chmod(0o700)  # Ray made it, for everybody, and its admin socket as well
-    for status, page in ((408, _TOO_SLOW), (503, _UNAVAILABLE)):
+    for status, page in _PAGES.items():
         (config.parent / f"{status}.http").write_text(page, newline="\r\n")
     config.write_text(amend(config.read_text(), config.parent))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

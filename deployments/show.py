@@ -190,6 +190,26 @@ def jobs_table(jobs: Sequence[Mapping[str, Any]]) -> Table:
     return _without_usual(columns, rows, {"priority": "normal", "ready in ": "-"})
 
 
+def keys_table(keys: Sequence[Mapping[str, Any]]) -> Table:
+    rows: list[list[object]] = [
+        [
+            *(key["id"], key["name"] or "-", key["tenant"], ",".join(key["scopes"]), _state_of_key(key)),
+            *(as_date(key["created_at"]), as_date(key["last_used_at"])),
+        ]
+        for key in keys
+    ]
+    return table("key", "name", "tenant", "scopes", "state", "created", "last used", rows=rows)
+
+
+def _state_of_key(key: Mapping[str, Any]) -> str:
+    if key["revoked_at"] is not None:
+        return "revoked"
+    ends = key["expires_at"]
+    if ends is None:
+        return "good"
+    return "expired" if ends <= time.time() else f"until {as_date(ends)}"
+
+
 def _as_wait(until: int | None) -> str:
     return "-" if until is None else as_minutes(max(0.0, until - time.time()))
 

@@ -309,7 +309,8 @@ def _deploy(plan: Plan, device: str) -> Literal["gpu", "cpu"]:
     if device == "cuda" and not has_gpu:
         raise CannotStart("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")
     found: Literal["gpu", "cpu"] = "gpu" if has_gpu else "cpu"
-    args = AppArgs(num_generators=plan.num_generators, num_gateways=plan.num_gateways, device=found)
+    # Nobody but this machine reaches HOST.
+    args = AppArgs(num_generators=plan.num_generators, num_gateways=plan.num_gateways, device=found, needs_keys=False)
     serve.run(build(args), name=APP_NAME)
     return found
 

@@ -58,7 +58,8 @@ class Account:
 
     def facts(self) -> dict[str, str | int | float | None]:
         """Numbers and names alone; None for what did not come about."""
-        first, num_choices = self._first, len(self._request.prompts) * self._request.num_choices
+        first, over = self._first, sum(one.is_over for one in self._request.written)
+        num_choices = len(self._request.prompts) * self._request.num_choices - over
         is_whole = self._ends.total() == num_choices  # then nobody has left before the end
         return {
             "model": self.model_id,

@@ -3,6 +3,7 @@
     RookeryError
       ModelNotFound           no such model, locally or on the Hub
       ModelGated              the Hub wants a token or an agreement
+      ModelDisabled           who runs the server has taken it out of use
       ModelUnusable           it exists, but it is not a GPT-2 we can serve, or it is damaged
       ModelTooLarge           it can never fit the memory budget
       InvalidRequest          a parameter is wrong; `param` names it
@@ -10,8 +11,13 @@
       BadUpload               not an archive, or not one of the formats we read
         TooFewTweets            a real archive with too little text to learn from
       NotFound                no such file or job
+      NotOwner                it is another tenant's: to be looked at, not to be changed
       Conflict                the thing is in a state that does not allow this
+        Erased                  it was erased for good, and is not to be made or fetched again
       Overloaded              queues are full; come back after `retry_after_s`
+        RateLimited             this caller has had what it may have for now; come back after `retry_after_s`
+      QuotaExceeded           this caller keeps as much as it may; to come back does not help
+      OutOfMemory             the system or the device gave no memory, though all that is idle was given up
       DeadlineExceeded        it took longer than allowed
       GenerationFailed        the model gave no usable numbers (NaN or Inf)
       TrainingFailed          a training job ended without a model
@@ -57,6 +63,10 @@ class ModelGated(RookeryError):
     code = "model_gated"
 
 
+class ModelDisabled(RookeryError):
+    code = "model_disabled"
+
+
 class ModelUnusable(RookeryError):
     code = "model_unusable"
 
@@ -85,12 +95,32 @@ class NotFound(RookeryError):
     code = "not_found"
 
 
+class NotOwner(RookeryError):
+    code = "not_owner"
+
+
 class Conflict(RookeryError):
     code = "conflict"
 
 
+class Erased(Conflict):
+    code = "erased"
+
+
 class Overloaded(RookeryError):
     code = "overloaded"
+
+
+class RateLimited(Overloaded):
+    code = "rate_limit_exceeded"  # OpenAI's
+
+
+class QuotaExceeded(RookeryError):
+    code = "insufficient_quota"  # OpenAI's
+
+
+class OutOfMemory(RookeryError):
+    code = "out_of_memory"
 
 
 class DeadlineExceeded(RookeryError):
@@ -115,6 +145,11 @@ class HubUnreachable(StoreUnavailable):
 
 class DiskFull(StoreUnavailable):
     code = "disk_full"
+
+
+def model_disabled(model_id: str) -> ModelDisabled:
+    """What whoever asks for it is told, and nothing of why."""
+    return ModelDisabled(f"Model {model_id!r} has been disabled by who runs this server.", param="model")
 
 
 def disk_error(action: str, exc: OSError) -> StoreUnavailable:

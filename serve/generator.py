@@ -8,25 +8,21 @@ loaded -> lease its weights -> its sequences join the engine's running batch -> 
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Any
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 
 from serve.account import Account
+from serve.admission import Admission, cost
+from serve.currency import keep_current
 from serve.engine.device import engine_config
 from serve.engine.engine import Engine, Slot, StepStats
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabulary
-from serve.errors import (
-    ContextLengthExceeded,
-    InvalidRequest,
-    ModelNotFound,
-    Overloaded,
-    RookeryError,
-)
+from serve.errors import GenerationFailed, ModelNotFound, OutOfMemory, Overloaded, RookeryError
 from serve.flush import FlushClock
 from serve.hub.opening import open_hub
 from serve.hub.session import Session
@@ -34,10 +30,13 @@ from serve.loader import EngineLoader, Facts
 from serve.locator import Locator
 from serve.logs import bound, get_logger
 from serve.metrics import Metrics
+from serve.planning import plan
 from serve.pool.loader import Evicted, Loaded, LoadFailed, PoolEvent
 from serve.pool.pool import ModelPool
 from serve.pool.reloads import Reloads
+from serve.pool.watchdog import ThreadPerCall, Watchdog
 from serve.pool.working_set import WINDOW_S
+from serve.quarantine import QUARANTINE_S, Quarantine
 from serve.settings import Settings
 from serve.store.local_copies import LocalCopies
 from serve.store.opening import open_copies, open_store
@@ -49,7 +48,6 @@ from serve.types import (
     PromptInfo,
     ReplicaView,
     Resident,
-    SamplingParams,
     Tier,
     TopView,
     UsageSketch,
@@ -58,9 +56,14 @@ from serve.usage import Usage, top_of
 
 log = get_logger()
 
+_STOPPED = "The generation was stopped."
 _NUM_EVICTIONS = 50  # that are shown
 _GAUGES_S = 1.0
 _SWEEP_S = 600.0
+# Without a step, or a sign that it could, an engine is given up. A step of GPT-2 small takes 0.1 s at most on two
+# cores, and the largest model has 13 times its weights.
+_STALLED_S = 12.0
+_RELIEF_S = 1.0  # that a step waits for models to go
 _MAX_FRESH = 1024  # tokens of some 250 bytes, with five alternatives each; gRPC refuses messages over 4 MiB
 
 
@@ -83,11 +86,18 @@ class LocalGenerator:
         self._settings = settings
         self._metrics = metrics or Metrics(enabled=False)
         self._loop = asyncio.get_running_loop()
-        store = open_store(settings)
+        self._store = store = open_store(settings)
         hub = open_hub(settings, store, self._metrics, open_session=open_session)
         self._locator = Locator(store, hub, self._metrics)
         config = engine_config(settings)
-        self._engine = Engine(config, on_outputs=self._on_outputs, on_step=self._on_step)
+        self._admission = Admission(
+            max_running=settings.max_sequences,
+            max_waiting=settings.max_waiting or settings.max_sequences,
+            deadline_s=settings.deadline_s,
+        )
+        self._engine = Engine(
+            config, on_outputs=self._on_outputs, on_step=self._on_step, on_low_memory=self._on_low_memory
+        )
         self._copies = open_copies(settings, store, self._metrics)
         self._loader = EngineLoader(store, self._engine, self._copies)
         self._pool: ModelPool[Facts, Slot] = ModelPool(
@@ -95,11 +105,18 @@ class LocalGenerator:
             budget_bytes=config.budget_bytes,
             max_parallel_loads=settings.parallel_loads,
             working_set_s=working_set_s,
+            limit_s=settings.lease_timeout_s,
             on_event=self._on_pool_event,
         )
         self._metrics.pool_budget_bytes.labels("device").set(config.budget_bytes)
         self._reloads = Reloads()
+        self._quarantine = Quarantine()
+        self._reading = Watchdog(ThreadPerCall(), settings.lease_timeout_s)
+        self._readings: dict[str, asyncio.Task[Facts]] = {}
+        self._sign: asyncio.Future[None] | None = None  # of life, asked of the engine
+        self._sign_asked = 0.0
         self._calls: dict[Sequence, _Call] = {}
+        self._stopped: dict[str, tuple[float, RookeryError]] = {}  # id in lower case -> when, why
         self._evictions: deque[tuple[float, Evicted]] = deque(maxlen=_NUM_EVICTIONS)  # with when; the newest first
         self._started = time.monotonic()
         self._releases: set[asyncio.Task[None]] = set()
@@ -109,6 +126,7 @@ class LocalGenerator:
         self._probe = GenerationRequest(settings.base, ("",), {"max_new_tokens": 1, "ignore_eos": True})
         self._closed = False
         self._gauges = asyncio.create_task(self._keep_gauges()) if self._metrics.is_enabled else None
+        self._keeping_current = asyncio.create_task(keep_current(self._pool, store))
         self._sweeping = asyncio.create_task(self._sweep_copies(self._copies)) if self._copies else None
 
     # --- The Generator protocol -----------------------------------------------------------------------------
@@ -139,8 +157,11 @@ class LocalGenerator:
     async def top(self, limit: int) -> TopView:
         return top_of([self.usage()], limit)
 
-    async def forget(self, model_id: str) -> None:
+    async def forget(self, model_id: str, *, at_once: bool = False) -> None:
         wanted = model_id.lower()  # ids name the same model in any case
+        await asyncio.to_thread(self._store.forget, wanted)
+        if at_once:
+            await self._stop_texts(wanted)
         await self._locator.forget(wanted)
         await self._pool.forget(lambda key: key.partition("@")[0].lower() == wanted)
         if self._copies is not None:  # after what is in memory, which matters more
@@ -155,7 +176,7 @@ class LocalGenerator:
     async def close(self) -> None:
         """End what is running, free every slot, stop the threads."""
         self._closed = True
-        for task in (self._gauges, self._sweeping):
+        for task in (self._gauges, self._keeping_current, self._sweeping):
             if task is not None:
                 task.cancel()
         self._locator.close()
@@ -197,23 +218,40 @@ class LocalGenerator:
         """What has been asked of this generator, to be put together with others'."""
         return self._usage.sketch()
 
-    def check_alive(self) -> None:
-        """Raises: RookeryError when no text can ever be written here again."""
+    async def check_health(self) -> None:
+        """Raises: RookeryError when the engine's thread has ended or come to nothing, or its device cannot compute."""
         if not self._engine.is_alive:
             raise RookeryError("The engine's thread has ended.")
+        if self._sign is None:
+            self._sign, self._sign_asked = asyncio.wrap_future(self._engine.probe()), time.monotonic()
+        await asyncio.wait({self._sign}, timeout=1.0)
+        if self._sign.done():
+            sign, self._sign = self._sign, None
+            if (error := sign.exception()) is not None:
+                raise RookeryError(f"The engine's device does not compute: {type(error).__name__}.") from error
+        elif (stalled_s := time.monotonic() - self._sign_asked) >= _STALLED_S:
+            raise RookeryError(f"The engine has come to nothing for {stalled_s:.0f} s.")
 
     async def _find(self, request: GenerationRequest, account: Account) -> _Call:
         """The request's sequences, with the engine, by a model that is here by now."""
         arrived = time.monotonic()
         with bound(request_id=request.request_id):
-            revision, fetch_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+            revision, fetch_s = await self._locator.locate(request.model_id, viewer=request.viewer)
             account.model_id = revision.model_id
             try:
                 return await self._admit(request, revision, fetch_s, arrived)
             except ModelNotFound:  # it was here: since then it has made room for another one, or was replaced
                 await self._pool.forget(lambda key: key == _key_of(revision))
-                revision, again_s = await self._locator.locate(request.model_id, sees_private=request.sees_private)
+                revision, again_s = await self._locator.locate(request.model_id, viewer=request.viewer)
                 return await self._admit(request, revision, fetch_s + again_s, arrived)
+
+    async def _stop_texts(self, wanted: str) -> None:
+        """Those by a model that was deleted or disabled, also of requests that wait for its weights."""
+        error = await asyncio.to_thread(self._store.why_stopped, wanted)
+        self._stopped[wanted] = time.monotonic(), error
+        for call in {call for call in self._calls.values() if call.origin.model_id.lower() == wanted}:
+            call.stop(error)
+            self._engine.cancel(call.sequences)
 
     def _settle(self, account: Account) -> None:
         """Nothing that goes wrong here may take the place of how the generation ended."""
@@ -229,17 +267,37 @@ class LocalGenerator:
     async def _admit(self, request: GenerationRequest, revision: Revision, fetch_s: float, arrived: float) -> _Call:
         """The request's sequences, with the engine, which took `fetch_s` to bring the revision here."""
         key = _key_of(revision)
-        facts = await asyncio.to_thread(self._loader.facts, key)
-        plans = await asyncio.to_thread(_plan, request, facts)
+        facts = self._loader.known(key) or await self._read_facts(key)
+        plans = await asyncio.to_thread(plan, request, facts)
+        if not request.written and request is not self._probe:  # what was begun elsewhere goes on here, come what may
+            costs = [cost(len(one.prompt_ids), one.params.max_new_tokens) for one in plans]
+            self._admission.check(request.caller, costs, self._calls)
         async with AsyncExitStack() as stack:
             lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
             if self._closed:
                 raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
             tier: Tier = "hub" if fetch_s else lease.tier
-            origin = _Origin(revision.revision, tier, fetch_s + lease.load_s, arrived, facts.vocabulary)
-            call = _Call([plan.sequence(request, facts, lease.slot) for plan in plans], origin, request.is_whole)
+            stopped_at, stopped = self._stopped.get(revision.model_id.lower(), (arrived, None))
+            if stopped is not None and arrived < stopped_at:
+                raise copy.copy(stopped)
+            load_s = fetch_s + lease.load_s
+            origin = _Origin(revision.model_id, revision.revision, tier, load_s, arrived, facts.vocabulary)
+            sequences = {one.sequence(request, facts, lease.slot): one.index for one in plans}
+            call = _Call(sequences, origin, request.is_whole)
             self._start(call, lease.slot, stack.pop_all())
         return call
+
+    async def _read_facts(self, key: str) -> Facts:
+        """By one thread however many wait: a disk that hangs would take all of them."""
+        if key not in self._readings:
+            self._reading.check(key)
+            task = asyncio.create_task(self._reading.call(key, self._loader.facts, key))
+            self._readings[key] = task
+            task.add_done_callback(lambda _: self._readings.pop(key))
+        try:
+            return await asyncio.shield(self._readings[key])
+        except RookeryError as exc:
+            raise copy.copy(exc) from exc  # each who waits has an error of its own
 
     def _start(self, call: _Call, slot: Slot, lease: AsyncExitStack) -> None:
         """From here on the weights are the engine's: the lease ends with its last output, however slow the reader."""
@@ -266,12 +324,31 @@ class LocalGenerator:
             call.take(output)
             if output.is_last:
                 del self._calls[output.sequence]
+            if output.error is not None:
+                self._note_failure(call, output.error)
             if call.is_urgent:
                 call.wake()
             elif not call.is_whole:
                 self._flush_clock.wake_later(call.wake)
 
+    def _note_failure(self, call: _Call, error: RookeryError) -> None:
+        if isinstance(error, OutOfMemory):
+            call.stop(error)
+        elif isinstance(error, GenerationFailed):
+            key = f"{call.origin.model_id}@{call.origin.revision}"
+            if (reason := self._quarantine.note(key)) is not None:
+                log.error("model_quarantined", model=key, for_s=QUARANTINE_S)
+                self._metrics.quarantines.inc()
+                self._pool.refuse(key, reason, QUARANTINE_S)
+
+    def _on_low_memory(self) -> None:
+        """From the engine's thread, whose step waits for it."""
+        relief = asyncio.run_coroutine_threadsafe(self._pool.relieve(), self._loop)
+        with suppress(TimeoutError):
+            relief.result(_RELIEF_S)
+
     def _on_step(self, stats: StepStats) -> None:
+        self._admission.note_step(stats.num_rows, stats.num_models, stats.duration_s)
         self._metrics.batch_rows.observe(stats.num_rows)
         self._metrics.batch_models.observe(stats.num_models)
         self._metrics.step_duration.observe(stats.duration_s)
@@ -337,6 +414,7 @@ def _parts_of(key: str) -> tuple[str, str]:
 class _Origin:
     """Which weights answer a request, and how they came to be in memory."""
 
+    model_id: str
     revision: str
     tier: Tier
     load_s: float
@@ -347,11 +425,12 @@ class _Origin:
 class _Call:
     """The sequences of one request, and their outputs until the request's coroutine fetches them."""
 
-    def __init__(self, sequences: list[Sequence], origin: _Origin, is_whole: bool) -> None:
-        self.sequences = sequences
+    def __init__(self, index: dict[Sequence, int], origin: _Origin, is_whole: bool) -> None:
+        """`index`: which of the request's each is."""
+        self.sequences = sequences = list(index)
         self.is_whole = is_whole
         self.origin = origin
-        self.index = {sequence: i for i, sequence in enumerate(sequences)}
+        self.index = index
         self.num_open = len(sequences)
         self.done = asyncio.Event()
         self.admitted_s = 0.0  # after its arrival: when the engine got it
@@ -359,6 +438,7 @@ class _Call:
         self._fresh: list[Output] = []
         self._size = 0  # of them, in tokens
         self._woken = asyncio.Event()
+        self._error: RookeryError | None = None
 
     def take(self, output: Output) -> None:
         """On the event loop, as the engine's outputs come in."""
@@ -378,84 +458,21 @@ class _Call:
         """Lets `flushes` hand out what there is."""
         self._woken.set()
 
+    def stop(self, error: RookeryError) -> None:
+        """`flushes` hands out nothing more, and raises it."""
+        self._error = error
+        self.wake()
+
     async def flushes(self) -> AsyncIterator[list[Output]]:
         """What came since the last time, each time the call is woken, until its last output."""
         while self.num_open or self._fresh:
             await self._woken.wait()
             self._woken.clear()
+            if self._error is not None:
+                raise copy.copy(self._error)
             outputs, self._fresh, self._size = self._fresh, [], 0
             if outputs:
                 yield outputs
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """One sequence of a request, checked and ready for a slot."""
-
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
-    index: int
-
-    def sequence(self, request: GenerationRequest, facts: Facts, slot: Slot) -> Sequence:
-        return Sequence(
-            slot=slot.index,
-            prompt_ids=self.prompt_ids,
-            params=self.params,
-            vocabulary=facts.vocabulary,
-            seed=request.seed,
-            choice=self.index,
-            top_logprobs=request.top_logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            caller=request.caller,
-        )
-
-
-def _plan(request: GenerationRequest, facts: Facts) -> list[_Plan]:
-    """Check a request against its model and resolve its parameters. Raises: InvalidRequest."""
-    for token, _ in request.sampling.get("logit_bias", ()):
-        if not 0 <= token < facts.shape.vocab_size:
-            message = f"'logit_bias' names token {token}; this model's tokens are 0 to {facts.shape.vocab_size - 1}."
-            raise InvalidRequest(message, param="logit_bias")
-    plans = []
-    for number, prompt in enumerate(request.prompts):
-        ids = _encode(prompt, request, facts)
-        params = _resolve(request, facts, len(ids))
-        plans += [_Plan(ids, params, number * request.num_choices + choice) for choice in range(request.num_choices)]
-    return plans
-
-
-def _encode(prompt: str | tuple[int, ...], request: GenerationRequest, facts: Facts) -> tuple[int, ...]:
-    vocabulary, shape = facts.vocabulary, facts.shape
-    if isinstance(prompt, str):
-        bos = request.add_bos or facts.defaults.prefix == "<|endoftext|>"
-        ids = [vocabulary.eos_id] * bos + vocabulary.encode(prompt)
-    else:
-        ids = list(prompt)
-    if not all(0 <= token < shape.vocab_size for token in ids):  # a tokenizer, too, may know more tokens than its model
-        message = f"The prompt has a token id outside this model's vocabulary (0 to {shape.vocab_size - 1})."
-        raise InvalidRequest(message, param="prompt")
-    if request.truncate is not None:
-        ids = ids[-request.truncate :]
-    return tuple(ids) or (vocabulary.eos_id,)
-
-
-def _resolve(request: GenerationRequest, facts: Facts, num_prompt_tokens: int) -> SamplingParams:
-    """The model's own defaults, then what the request says, within the model's context."""
-    defaults, room = facts.defaults, facts.shape.n_positions - num_prompt_tokens
-    asked = request.sampling.get("max_new_tokens")
-    if room < 1 or (asked is not None and asked > room):
-        raise ContextLengthExceeded(
-            f"This model's maximum context length is {facts.shape.n_positions} tokens. However, the prompt has "
-            f"{num_prompt_tokens} tokens and {1 if asked is None else asked} new tokens were requested. Shorten the "
-            "prompt, or ask for fewer tokens.",
-            param="prompt",
-        )
-    values: dict[str, Any] = {"min_new_tokens": max(0, defaults.min_length - num_prompt_tokens)}
-    values |= defaults.sampling | request.sampling
-    if asked is None:
-        longest = values.get("max_new_tokens") or (defaults.max_length or 160) - num_prompt_tokens
-        values["max_new_tokens"] = max(1, min(longest, room))
-    return replace(SamplingParams(), **values)
 
 
 def _deltas(call: _Call, outputs: Iterable[Output]) -> list[Delta]:
@@ -475,7 +492,7 @@ def _deltas(call: _Call, outputs: Iterable[Output]) -> list[Delta]:
                 text="".join(output.text for output in news),
                 tokens=tuple(output.token for output in news if output.token),
                 finish_reason=last.finish_reason,
-                error="The generation was stopped." if last.cancelled else last.error,
+                error=_STOPPED if last.cancelled else last.error.message if last.error else None,
                 prompt=prompt,
             )
         )

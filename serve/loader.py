@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor
 
 from serve.engine.engine import Engine, Layout, Slot
+from serve.engine.memory import is_out_of_memory
 from serve.engine.text import Vocabularies, Vocabulary
-from serve.errors import ModelNotFound, ModelUnusable, Overloaded, StoreUnavailable
+from serve.errors import ModelNotFound, ModelUnusable, OutOfMemory, StoreUnavailable
 from serve.pool.loader import Prepared
 from serve.shape import GPT2Shape, canonical_name
 from serve.store.defaults import GenerationDefaults, generation_defaults
@@ -107,10 +109,27 @@ class EngineLoader:
         self._engine = engine
         self._copies = copies
         self._vocabularies = Vocabularies()
-        self.facts = lru_cache(maxsize=MAX_FACTS)(self._read_facts)
+        self._facts: OrderedDict[str, Facts] = OrderedDict()  # the least recently wanted first
+        self._facts_lock = threading.Lock()
+
+    def known(self, key: str) -> Facts | None:
+        """The facts, if they were read before. Waits for no disk."""
+        with self._facts_lock:
+            if key in self._facts:
+                self._facts.move_to_end(key)
+            return self._facts.get(key)
+
+    def facts(self, key: str) -> Facts:
+        """Raises: ModelNotFound, ModelUnusable, StoreUnavailable."""
+        if (facts := self.known(key)) is None:
+            facts = self._read_facts(key)
+            with self._facts_lock:
+                self._facts[key] = facts
+                if len(self._facts) > MAX_FACTS:
+                    self._facts.popitem(last=False)
+        return facts
 
     def _read_facts(self, key: str) -> Facts:
-        """Raises: ModelNotFound, ModelUnusable."""
         folder = self._store.resolve(key).path
         shape = check_folder(folder)
         with _translated(key):
@@ -128,7 +147,8 @@ class EngineLoader:
         facts = self.facts(key)
         with _translated(key):
             if _stamp(facts.weights.path.stat()) != facts.weights.stamp:  # it made room, and was fetched again
-                self.facts.cache_clear()
+                with self._facts_lock:
+                    self._facts.pop(key, None)
                 with suppress(ModelNotFound):  # replaced by hand meanwhile: loading will say so
                     facts = self.facts(key)
             weights, tier = self._bring_near(facts.weights)
@@ -149,11 +169,7 @@ class EngineLoader:
             os.setpriority(os.PRIO_PROCESS, thread, LOAD_NICENESS)
         facts = prepared.payload
         with _translated(facts.weights.path.parent.name):
-            tensors = facts.weights.read()
-        try:
-            return self._engine.load(facts.layout, tensors)
-        except OSError as exc:  # no memory to map
-            raise Overloaded("There is no memory for the model now; try again.", retry_after_s=5) from exc
+            return self._engine.load(facts.layout, facts.weights.read())
 
     def unload(self, slot: Slot) -> None:
         self._engine.unload(slot)
@@ -163,7 +179,11 @@ class EngineLoader:
 def _translated(name: str) -> Iterator[None]:
     try:
         yield
-    except OSError as exc:
+    except (OSError, MemoryError, RuntimeError) as exc:
+        if is_out_of_memory(exc):
+            raise OutOfMemory("There is no memory for the model now; try again.", retry_after_s=5) from exc
+        if not isinstance(exc, OSError):
+            raise
         if exc.errno in (errno.ENOENT, errno.ESTALE):  # the latter: by another machine
             raise ModelNotFound(f"The model {name!r} was deleted.", param="model") from exc
         raise StoreUnavailable("The weights of the model cannot be read now.", retry_after_s=5) from exc

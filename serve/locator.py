@@ -20,8 +20,9 @@ from serve.errors import (
 )
 from serve.hub.fetch import Hub
 from serve.metrics import Metrics
+from serve.store.marks import DAMAGED, is_marked
 from serve.store.revisions import Revision, Store
-from serve.types import ModelId
+from serve.types import ALL_SEEING, ModelId, Viewer
 
 NEGATIVE_TTL_S = 60.0  # how long the Hub's "no such model" is believed
 UNREACHABLE_TTL_S = 10.0  # and how long, that it cannot be reached
@@ -44,7 +45,7 @@ class _Wanted(NamedTuple):
 
     model_id: str  # in lower case
     revision: str | None
-    sees_private: bool
+    viewer: Viewer
 
 
 class Locator:
@@ -60,18 +61,18 @@ class Locator:
         self._fetches: dict[_Wanted, asyncio.Future[Revision]] = {}
         self._missing: dict[_Wanted, tuple[float, RookeryError]] = {}  # believed until, reason
 
-    async def locate(self, model_id: str, *, sees_private: bool = True) -> tuple[Revision, float]:
+    async def locate(self, model_id: str, *, viewer: Viewer = ALL_SEEING) -> tuple[Revision, float]:
         """The model's newest revision, and the seconds it took to fetch it from the Hub (0: it was here).
 
-        Without `sees_private` there are no private models. Raises: ModelNotFound, ModelGated, ModelUnusable,
+        What the viewer may not see is not there. Raises: ModelNotFound, ModelGated, ModelUnusable,
         HubUnreachable, DiskFull, StoreUnavailable, Overloaded.
         """
         wanted = ModelId.parse(model_id)  # an impossible id is nobody's: not worth a question
-        look = asyncio.get_running_loop().run_in_executor(self._looking, self._find_here, model_id, sees_private)
+        look = asyncio.get_running_loop().run_in_executor(self._looking, self._find_here, model_id, viewer)
         if found := await look:
             return found, 0.0
         started = time.monotonic()
-        key = _Wanted(str(wanted).lower(), wanted.revision, sees_private)
+        key = _Wanted(str(wanted).lower(), wanted.revision, viewer)
         believed_until, reason = self._missing.get(key, (0.0, None))
         if reason is not None and started < believed_until:
             raise copy.copy(reason)
@@ -94,23 +95,24 @@ class Locator:
         for threads in (self._looking, self._threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _find_here(self, model_id: str, sees_private: bool) -> Revision | None:
+    def _find_here(self, model_id: str, viewer: Viewer) -> Revision | None:
         """None: the Hub is to be asked. Raises: ModelNotFound where it is not.
 
         Nothing is converted here. What a stranger may not know of is asked for like what is not here.
         """
         try:
-            found = self._store.locate(model_id)
+            found = self._store.locate(model_id, viewer)
         except ModelNotFound as exc:
             if self._hub.enabled:
                 return None
-            if sees_private:
+            if viewer.sees_all:
                 raise
             raise self._hub.no_such_model(model_id) from exc
-        if found.is_private and not sees_private:
-            if self._hub.enabled:
+        if is_marked(found.path, DAMAGED):
+            if self._hub.enabled and self._store.is_to_be_fetched(found):
                 return None
-            raise self._hub.no_such_model(model_id)
+            self._store.resolve(model_id)  # says so
+        self._store.check_use(found)
         self._hub.touch(found)
         return found
 
@@ -119,24 +121,24 @@ class Locator:
             raise Overloaded("Too many models are being fetched from the Hub; try again soon.", retry_after_s=10)
         # NOTE: a fetch belongs to nobody in particular: a caller who leaves does not stop it for the others.
         started = time.monotonic()
-        fetch = asyncio.get_running_loop().run_in_executor(self._threads, self._fetch, model_id, key.sees_private)
+        fetch = asyncio.get_running_loop().run_in_executor(self._threads, self._fetch, model_id, key.viewer)
         self._fetches[key] = fetch
         fetch.add_done_callback(lambda done: self._end(key, done, time.monotonic() - started))
 
-    def _fetch(self, model_id: str, sees_private: bool) -> Revision:
+    def _fetch(self, model_id: str, viewer: Viewer) -> Revision:
         try:
-            return self._hub.locate(model_id, sees_private=sees_private)
+            return self._hub.locate(model_id, viewer=viewer)
         except HubUnreachable as exc:
             if not self._hub.is_offline:
                 raise
             # Without a Hub this disk is all there is, and a name that is not on it is unknown.
-            if not sees_private:
+            if not viewer.sees_all:
                 raise self._hub.no_such_model(model_id) from exc
             raise ModelNotFound(
                 f"Model {model_id!r} is not here, and the Hub that might have it cannot be reached.", param="model"
             ) from exc
         except ModelNotFound as exc:
-            if not sees_private:  # whatever the reason, in the words in which a private model is denied
+            if not viewer.sees_all:  # whatever the reason, in the words in which a private model is denied
                 raise self._hub.no_such_model(model_id) from exc
             raise
 

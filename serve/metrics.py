@@ -10,9 +10,10 @@ Values of labels: `route` a template, or "other"; `tier` device, host, disk, hub
 resident, leased, pinned, of jobs a JobStatus; `outcome` of the Hub's requests ok, not_found, denied, rate_limited,
 refused, server_error, timeout, connection, offline, error, of its fetches and of pulls "ok" or why not, of loads ok or
 failed (with tier "none"), of generations ok, left (whoever asked did not wait) or an error's code, of jobs a JobStatus
-(queued: to be tried again) or lost to another worker; `reason` of evictions budget, forgotten, closed, of those from
-the disk budget, space, of bodies too_large, too_slow, media_type, bad_form, invalid, of who is refused missing, wrong,
-cross_site, unknown_host. Gauges of a generator are set once a second, of jobs every five.
+(queued: to be tried again) or lost to another worker; `reason` of evictions budget, forgotten, closed, late, memory,
+refused, of those from the disk budget, space, copy, damaged, of bodies too_large, too_slow, media_type, bad_form,
+invalid, of who is refused missing, wrong, scope, cross_site, unknown_host. Gauges of a generator are set once a second,
+of jobs every five.
 """
 
 from __future__ import annotations
@@ -121,11 +122,20 @@ class Metrics:
         self.tokens_generated = self._counter("rookery_tokens_generated", "Tokens sent to callers.")
         self.prompt_tokens = self._counter("rookery_prompt_tokens", "Tokens of the prompts answered.")
         self.generations = self._counter("rookery_generations", "Texts asked for, by how that ended.", ["outcome"])
+        self.generations_resumed = self._counter(
+            "rookery_generations_resumed",
+            "Times that a generator was lost and another one went on, by what there was of the text: `nothing`, the "
+            "beginning of a `stream`, or of a `whole` answer, which its caller had not seen.",
+            ["had"],
+        )
         self.body_rejections = self._counter(
             "rookery_body_rejections", "Request bodies refused before they were used.", ["reason"]
         )
         self.auth_failures = self._counter(
             "rookery_auth_failures", "Requests refused for who sent them, or from where.", ["reason"]
+        )
+        self.rate_limited = self._counter(
+            "rookery_rate_limited", "Requests refused because their caller had had its share of what.", ["limit"]
         )
         self.pull_duration = self._histogram(
             "rookery_pull_duration_seconds",
@@ -169,6 +179,9 @@ class Metrics:
             buckets=_SECONDS,
         )
         self.model_evictions = self._counter("rookery_model_evictions", "Models dropped from memory.", ["reason"])
+        self.quarantines = self._counter(
+            "rookery_model_quarantines", "Models refused for a while because their texts held NaN or Inf."
+        )
         self.age_at_eviction = self._histogram(
             "rookery_model_age_at_eviction_seconds",
             "How long a model had been in memory when it made room for another.",
@@ -183,7 +196,8 @@ class Metrics:
         )
         self.disk_evictions = self._counter(
             "rookery_disk_evictions",
-            "Models from the Hub dropped from the disk; `copy`: not those, but this machine's own copies of weights.",
+            "Models from the Hub dropped from the disk; `copy`: not those, but this machine's own copies of weights; "
+            "`damaged`: revisions of any model, whose bytes the disk has changed.",
             ["reason"],
         )
 
@@ -207,5 +221,7 @@ class Metrics:
         """What is rare and watched: a counter that Prometheus first sees at 1 has, to it, not risen."""
         for outcome in ("succeeded", "failed", "cancelled", "paused", "queued", "lost"):
             self.job_duration.labels(outcome)
-        for reason in ("budget", "space", "copy"):
+        for had in ("nothing", "stream", "whole"):
+            self.generations_resumed.labels(had)
+        for reason in ("budget", "space", "copy", "damaged"):
             self.disk_evictions.labels(reason)

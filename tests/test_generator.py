@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from serve import generator as generator_module
-from serve.errors import ContextLengthExceeded, InvalidRequest, ModelNotFound, ModelUnusable, RookeryError
+from serve.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    ModelDisabled,
+    ModelNotFound,
+    ModelUnusable,
+    RookeryError,
+)
 from serve.generator import LocalGenerator
 from serve.settings import Settings
 from serve.types import Delta, GenerationRequest
@@ -252,7 +259,7 @@ async def test_closing_ends_texts_whose_reader_has_stopped_reading(data: Path) -
     await anext(stream)
     await asyncio.wait_for(generator.close(), 30)
     with pytest.raises(RookeryError):
-        generator.check_alive()
+        await generator.check_health()
     await stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -300,3 +307,31 @@ async def test_what_observes_the_end_of_a_generation_cannot_change_it(data: Path
     with pytest.raises(ModelNotFound):
         await collect(generator, GenerationRequest("test/nobody", ("a",), {}))
     await generator.close()
+
+
+async def test_a_disabled_model_stops_in_the_middle_of_its_texts_and_others_go_on(
+    generator: LocalGenerator, data: Path
+) -> None:
+    write_tiny_gpt2(data / "models" / "test" / "long", n_positions=2048)
+    long = GenerationRequest("test/long", ("a",), {"max_new_tokens": 2000, "ignore_eos": True})
+    store = generator._store
+    texts = generator.generate(long)
+    await anext(texts)
+    other = asyncio.create_task(collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 40})))
+    store.disable("test/Long")
+    await generator.forget("TEST/long", at_once=True)
+    with pytest.raises(ModelDisabled):
+        async for _ in texts:
+            pass
+    with pytest.raises(ModelDisabled):
+        await collect(generator, long)
+    assert len(await other) == 1
+    await eventually(lambda: all(one.model_id != "test/long" for one in generator.view().residents))
+    store.enable("test/long")
+    assert await collect(generator, replace(long, sampling={"max_new_tokens": 2}))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)

@@ -1,6 +1,7 @@
 """Who may import whom: the architecture, held by a test.
 
-leaves <- engine, pool, store, database, api, flush <- hub <- loader, locator, generator <- training <- deployments
+leaves <- engine, pool, store, database, api, flush <- hub <- loader, locator, planning, generator <- training
+       <- deployments
 api <- web <- deployments
 loadtest imports nothing of ours; but its parts engine and training measure those without HTTP
 """
@@ -23,13 +24,32 @@ ALLOWED: dict[str, set[str]] = {
     "api": set(),
     "web": {"api"},
     "loader": {"engine", "pool", "store"},
+    "planning": {"engine", "loader"},
     "hub": {"store"},
     "locator": {"store", "hub"},
     "flush": set(),
+    "quarantine": set(),
+    "currency": {"pool", "store"},
     "usage": set(),
     "account": set(),
-    "generator": {"engine", "pool", "store", "hub", "loader", "locator", "flush", "usage", "account"},
+    "admission": {"engine"},
+    "generator": {
+        "engine",
+        "pool",
+        "store",
+        "hub",
+        "loader",
+        "locator",
+        "planning",
+        "flush",
+        "usage",
+        "account",
+        "admission",
+        "quarantine",
+        "currency",
+    },  # fmt: skip
     "database": set(),
+    "keys": {"database"},
     "training": {"engine", "store", "hub", "database"},
 }
 LEAF_ORDER: dict[str, set[str]] = {

@@ -18,6 +18,7 @@ from serve.hub.fetch import PARALLEL_DOWNLOADS, Hub
 from serve.locator import Locator
 from serve.metrics import Metrics
 from serve.store.revisions import Store
+from serve.types import EVERYBODY, Visibility
 from tests.fakes.hub import FakeHub, Fault, fake_hub
 from tests.fakes.models import write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
@@ -124,11 +125,11 @@ async def test_private_model_is_none_for_strangers_in_the_very_words_of_one_that
     server: FakeHub, locator: Locator, store: Store, tmp_path: Path
 ) -> None:
     server.add("x/private", write_tiny_gpt2(tmp_path / "private"), private=True)
-    trained = store.publish("x/trained", write_tiny_gpt2(store.stage()), is_private=True)
+    trained = store.publish("x/trained", write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE)
 
     async def words(name: str) -> str:
         with pytest.raises(ModelNotFound) as denied:
-            await locator.locate(name, sees_private=False)
+            await locator.locate(name, viewer=EVERYBODY)
         return denied.value.message.lower().replace(name.lower(), "?")
 
     expected = await words("x/nobody")
@@ -145,7 +146,7 @@ async def test_offline_machine_without_models_of_a_hub_has_no_such_model_and_say
     server: FakeHub, locator: Locator, store: Store
 ) -> None:
     server.close_door()
-    store.publish("x/trained", write_tiny_gpt2(store.stage()), is_private=True)
+    store.publish("x/trained", write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE)
     took_s = []
     for number in range(5):
         started = time.monotonic()
@@ -156,7 +157,7 @@ async def test_offline_machine_without_models_of_a_hub_has_no_such_model_and_say
     words = set()
     for name in ("x/nobody", "x/trained"):
         with pytest.raises(ModelNotFound) as denied:
-            await locator.locate(name, sees_private=False)
+            await locator.locate(name, viewer=EVERYBODY)
         words.add(denied.value.message.replace(name, "?"))
     assert len(words) == 1
 
@@ -223,9 +224,9 @@ async def test_strangers_have_nothing_converted_that_they_may_not_see(
     locator: Locator, store: Store, tmp_path: Path
 ) -> None:
     home = write_old_checkpoint(tmp_path / "data/models/x/hand")
-    store.set_private("x/hand", True)
+    store.set_visibility("x/hand", Visibility.PRIVATE)
     with pytest.raises(ModelNotFound):
-        await locator.locate("x/hand", sees_private=False)
+        await locator.locate("x/hand", viewer=EVERYBODY)
     assert not (tmp_path / "data/models/.converted").exists()
     assert (await locator.locate("x/hand"))[0].path == home
 

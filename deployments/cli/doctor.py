@@ -375,7 +375,9 @@ def check_keys(settings: Settings) -> Finding:
     keys = [part.strip() for part in settings.api_keys.split(",") if part.strip()]
     if not keys:
         return Finding(
-            "API keys", "ok", f"none: everybody who reaches {_HOST} here may do everything; set ROOKERY_API_KEYS if not"
+            "API keys",
+            "ok",
+            f"none: everybody who reaches {_HOST} here may do everything, unless 'rookery keys' has made one",
         )
     if short := sum(len(key) < _SHORT_KEY for key in keys):
         return Finding(

@@ -43,6 +43,7 @@ def up(
     data: Data = None,
     base: Annotated[str | None, typer.Option(help="The base model of new bots.")] = None,
     generators: Annotated[int, typer.Option(min=1, help="Replicas that write text; each holds its own models.")] = 1,
+    gateways: Annotated[int, typer.Option(min=1, help="Replicas that speak HTTP.")] = 1,
     detach: Annotated[
         bool,
         typer.Option(
@@ -64,11 +65,12 @@ def up(
     settings = settings_of(data)
     if base is not None:
         settings = replace(settings, base=base)
-    plan = Plan(port, generators, verbose=verbose)
+    plan = Plan(port, generators, gateways, verbose=verbose)
     show_page = _show_page if is_tty(sys.stdout) and not no_browser else None
     if not detach:
         return main(plan, settings, remarks, show_page)
-    arguments = [f"--port={port}", f"--data={settings.data}", f"--base={settings.base}", f"--generators={generators}"]
+    arguments = [f"--port={port}", f"--data={settings.data}", f"--base={settings.base}"]
+    arguments += [f"--generators={generators}", f"--gateways={gateways}"]
     arguments += ["--verbose"] * verbose
     try:
         if find_service(plan.url, settings.data, remarks, waits=True):

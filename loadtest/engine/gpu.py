@@ -73,7 +73,7 @@ class Contender:
         self._vocabulary = Vocabularies().load(folder)
         self._idle = threading.Event()
         self._num_open = self._num_tokens = 0
-        self._error: str | None = None
+        self._error: Exception | None = None
         self.engine = Engine(engine_config(settings), on_outputs=self._take, build=self._build)
         self.slots = [self.load() for _ in range(work.models)]
 

@@ -47,7 +47,7 @@ class Local:
         self._done = threading.Event()
         self._num_open = 0
         self._num_tokens = 0
-        self._error: str | None = None
+        self._error: Exception | None = None
         self._steps: list[StepStats] = []
         self._engine = Engine(config, on_outputs=self._take, on_step=self._steps.append)
         try:

@@ -17,23 +17,28 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api import bots, fine_tuning, health, hub, huggingface, models, openai, pull, status, top
+from serve.api import bots, erasures, fine_tuning, health, hub, huggingface, models, openai, pull, status, takedown, top
 from serve.api import files as files_api
 from serve.api.access import Access, check_origin
+from serve.api.described import describe
+from serve.api.guards import guard
+from serve.api.quota import Quota
 from serve.api.readiness import Readiness
 from serve.api.service import DrawPreview, Limits, Preview, Service
-from serve.api.status import CrossSite, ErrorPage, UnknownHost
-from serve.errors import RookeryError
+from serve.api.status import CrossSite, ErrorPage, KeyInAddress, UnknownHost
+from serve.errors import RateLimited, RookeryError
 from serve.logs import bound, get_logger, ms
 from serve.metrics import Metrics
-from serve.types import Catalogue, Files, Generator, Jobs, Puller
+from serve.types import Catalogue, Eraser, Files, Generator, Jobs, Puller
 
 log = get_logger()
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}", re.ASCII)
 # Asked again and again by machines: a line only when they fail.
 _UNTOLD_ROUTES = ("/healthz", "/readyz", "/health", "/metrics")
+_STATIC = "/static/"  # what pages are made of, and a browser keeps: in no limit, as the routes above
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_REASONS = {CrossSite: "cross_site", UnknownHost: "unknown_host", KeyInAddress: "key_in_address"}  # of the metric
 _CLIENT_LEFT = 499  # nginx's number, for the metrics only: nobody is there to read it
 
 
@@ -51,7 +56,9 @@ def build_api(
     draw_preview: DrawPreview | None = None,
     add_pages: Callable[[FastAPI, Service], ErrorPage] | None = None,
     puller: Puller | None = None,
+    eraser: Eraser | None = None,
     access: Access | None = None,
+    quota: Quota | None = None,
     sends_request_id: bool = True,
 ) -> FastAPI:
     """All routes over the given parts, and the pages of `add_pages`.
@@ -74,13 +81,17 @@ def build_api(
         preview=preview,
         draw_preview=draw_preview,
         puller=puller,
+        eraser=eraser,
         access=access or Access(metrics=metrics),
+        quota=quota or Quota(metrics=metrics),
     )
     app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
     for router in (
         openai.router(service),
         models.router(service),
         pull.router(service),
+        takedown.router(service),
+        erasures.router(service),
         files_api.router(service),
         fine_tuning.router(service),
         bots.router(service),
@@ -92,6 +103,7 @@ def build_api(
     error_page = add_pages(app, service) if add_pages else None
     status.install(app, error_page)
     app.include_router(hub.router(service))  # last: its paths begin with any model's name
+    describe(app)
     app.add_middleware(RequestBorder, service=service, error_page=error_page, sends_id=sends_request_id)
     return app
 
@@ -103,6 +115,7 @@ class RequestBorder:
         self._app = app
         self._metrics = service.metrics
         self._access = service.access
+        self._quota = service.quota
         self._error_page = error_page
         self._sends_id = sends_id
 
@@ -124,17 +137,24 @@ class RequestBorder:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = message["status"]
+                headers = MutableHeaders(scope=message)
+                guard(headers)
                 if self._sends_id:
-                    MutableHeaders(scope=message)["x-request-id"] = request_id
+                    headers["x-request-id"] = request_id
+                if (allowance := scope["state"].get("allowance")) is not None:
+                    headers.update(allowance.headers())
             elif scope["method"] == "HEAD" and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)
 
         try:
             self._check(scope)
+            await self._take_request(scope)
             await self._app(scope, receive, send_with_id)
-        except (CrossSite, UnknownHost) as refused:
-            self._metrics.auth_failures.labels("cross_site" if isinstance(refused, CrossSite) else "unknown_host").inc()
+        except (CrossSite, UnknownHost, KeyInAddress) as refused:
+            self._metrics.auth_failures.labels(_REASONS[type(refused)]).inc()
+            await self._answer(refused, scope)(scope, receive, send_with_id)
+        except RateLimited as refused:
             await self._answer(refused, scope)(scope, receive, send_with_id)
         except ClientDisconnect:
             answered = answered or _CLIENT_LEFT
@@ -154,11 +174,19 @@ class RequestBorder:
             _tell(scope["method"], route, code, time.perf_counter() - arrived)
 
     def _check(self, scope: Scope) -> None:
-        """Raises: UnknownHost, CrossSite."""
+        """Raises: UnknownHost, KeyInAddress, CrossSite."""
         headers = Headers(scope=scope)
         self._access.check_host(headers)
+        self._access.check_address(scope, headers)
         if scope["method"] not in _SAFE_METHODS:
             check_origin(headers)
+
+    async def _take_request(self, scope: Scope) -> None:
+        """Before anything of it is read. Raises: RateLimited."""
+        request = Request(scope)
+        allowance = request.state.allowance = self._quota.allowance(self._access.caller(request), request)
+        if scope["path"] not in _UNTOLD_ROUTES and not scope["path"].startswith(_STATIC):
+            await self._quota.take_request(allowance)
 
     def _answer(self, error: RookeryError, scope: Scope) -> Response:
         try:

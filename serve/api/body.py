@@ -34,6 +34,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from serve.api.service import Limits, Service
 from serve.api.status import BodyTooLarge, BodyTooSlow, UnsupportedMediaType, invalid
+from serve.api.storage import check_room
 from serve.errors import BadUpload, InvalidRequest, RookeryError, disk_error
 from serve.metrics import Metrics
 
@@ -198,18 +199,31 @@ class Form:
 
 
 @asynccontextmanager
-async def read_form(request: Request, service: Service) -> AsyncIterator[Form]:
+async def read_form(request: Request, service: Service, *, keeps: bool = True) -> AsyncIterator[Form]:
     """Streams a multipart body to files in the service's folder; those not moved away are removed at the end.
 
-    Raises: BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow, StoreUnavailable.
+    `keeps`: some of them will be moved away, and the caller needs room for them, as far as is known before they are
+    read, too. Raises: QuotaExceeded, BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow,
+    StoreUnavailable.
     """
+    if keeps:
+        await check_room(service, request, _announced_bytes(request))
     reader = _FormReader(service.upload_dir)
     try:
         with _refusals_counted(service.metrics):
             await _read_parts(request, reader, service.limits)
-        yield Form(reader.parts)
+        form = Form(reader.parts)
+        if keeps and not _announced_bytes(request):
+            await check_room(service, request, sum(part.path.stat().st_size for part in form.parts if part.path))
+        yield form
     finally:
         reader.close()
+
+
+def _announced_bytes(request: Request) -> int:
+    """Of the body; 0 where nobody said."""
+    said = request.headers.get("content-length", "")
+    return int(said) if said.isascii() and said.isdigit() else 0
 
 
 async def _read_parts(request: Request, reader: _FormReader, limits: Limits) -> None:

@@ -16,41 +16,48 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from serve.api.body import Form, Part, read_form
+from serve.api.described import takes_form
 from serve.api.files import keep
 from serve.api.fine_tuning import job_json
 from serve.api.job_request import BotForm, bare, from_form, read_idempotency_key
+from serve.api.quota import allowance
 from serve.api.service import Service
 from serve.api.status import invalid, json_reply
 from serve.errors import BadUpload, RookeryError
-from serve.types import BOT_PURPOSE, MAX_ARCHIVES, FileRecord, Job
+from serve.types import BOT_PURPOSE, MAX_ARCHIVES, FileRecord, Job, Scope
 
 _MAX_PREVIEWS = 2  # at once: reading archives takes a core each, and streams of texts need the rest
+
+_HANDLES = {"handle": {"type": "array", "items": {"type": "string"}}}
+_BOT = takes_form(BotForm, files={"archive": "many", "validation": "maybe"}, more=_HANDLES)
 
 
 def router(service: Service) -> APIRouter:
     """/v1/bots and /v1/archives/preview."""
     routes = APIRouter(prefix="/v1")
+    access = service.access
 
-    @routes.post("/bots", dependencies=service.access.required)
+    @routes.post("/bots", status_code=201, openapi_extra=_BOT, dependencies=access.needs(Scope.TRAIN))
     async def create_bot(request: Request) -> Response:
         """Archives in, a training job out."""
-        key, owner = read_idempotency_key(request), service.access.caller_of(request)
+        key, caller = read_idempotency_key(request), access.caller(request)
         async with read_form(request, service) as form:
             wanted = _read_bot(form)
             kept: list[FileRecord] = []
             job: Job | None = None
             try:
                 for part in [*_archives(form), *_validation(form)]:
-                    kept.append(await keep(service, part, BOT_PURPOSE))
+                    kept.append(await keep(service, part, caller.tenant, BOT_PURPOSE))
                 num_archives = len(_archives(form))
                 job_request = from_form(
                     wanted,
                     [record.id for record in kept[:num_archives]],
                     validation=kept[-1].id if len(kept) > num_archives else None,
                     default_base=service.default_base,
-                    owner=owner,
+                    caller=caller,
                 )
-                create = partial(service.jobs.create_job, job_request, idempotency_key=key)
+                max_open = allowance(request).limits.jobs
+                create = partial(service.jobs.create_job, job_request, idempotency_key=key, max_open=max_open)
                 job = await anyio.to_thread.run_sync(create)
             finally:
                 # They came for this job alone, and an earlier request of the same key has brought them before.
@@ -62,10 +69,14 @@ def router(service: Service) -> APIRouter:
     if (preview := service.preview) is not None:
         limiter = anyio.CapacityLimiter(_MAX_PREVIEWS)
 
-        @routes.post("/archives/preview")
+        @routes.post(
+            "/archives/preview",
+            openapi_extra=takes_form(files={"archive": "many"}, more=_HANDLES),
+            dependencies=access.needs(Scope.TRAIN),
+        )
         async def preview_archives(request: Request) -> Response:
             """Archives in, what a bot would learn from out; nothing is kept."""
-            async with read_form(request, service) as form:
+            async with read_form(request, service, keeps=False) as form:
                 parts = _archives(form)
                 paths = [part.path for part in parts if part.path is not None]
                 names = [part.filename or "upload" for part in parts]  # they may tell a format

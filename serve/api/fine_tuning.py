@@ -14,11 +14,14 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from serve.api.body import read_json
+from serve.api.described import takes
 from serve.api.job_request import PRIORITIES, JobBody, from_body, read_idempotency_key, read_metadata_filter
 from serve.api.lists import After, PathId, as_list, page_of
+from serve.api.quota import allowance
 from serve.api.service import Service
 from serve.api.status import json_reply
-from serve.types import Artifact, Checkpoint, Integration, Job, JobEvent, Run
+from serve.api.storage import check_room
+from serve.types import Artifact, Checkpoint, Integration, Job, JobEvent, Run, Scope
 
 _Limit = Annotated[int, Query(ge=1, le=1000)]
 
@@ -27,63 +30,81 @@ _ORGANIZATION = "rookery"
 
 def router(service: Service) -> APIRouter:
     """/v1/fine_tuning/jobs."""
-    routes = APIRouter(prefix="/v1/fine_tuning/jobs", dependencies=service.access.required)
-    jobs = service.jobs
+    routes = APIRouter(prefix="/v1/fine_tuning/jobs")
+    jobs, access = service.jobs, service.access
+    reads, changes = access.needs(Scope.READ, with_key=True), access.needs(Scope.TRAIN)
+
+    def check_own(request: Request, job_id: str) -> None:
+        """Raises: NotFound for a job that is not the caller's."""
+        jobs.check_job(job_id, access.caller(request).viewer)
 
     async def reply(act: Callable[[], Job]) -> Response:
         return json_reply(job_json(await anyio.to_thread.run_sync(act)))
 
-    @routes.post("")
+    async def change(request: Request, job_id: str, act: Callable[[str], Job]) -> Response:
+        def check_and_act() -> Job:
+            check_own(request, job_id)
+            return act(job_id)
+
+        return await reply(check_and_act)
+
+    @routes.post("", dependencies=changes, openapi_extra=takes(JobBody))
     async def create_job(request: Request) -> Response:
         key = read_idempotency_key(request)
-        wanted = from_body(await read_json(request, JobBody, service), service.access.caller_of(request))
-        return await reply(partial(jobs.create_job, wanted, idempotency_key=key))
+        wanted = from_body(await read_json(request, JobBody, service), access.caller(request))
+        await check_room(service, request)
+        max_open = allowance(request).limits.jobs
+        return await reply(partial(jobs.create_job, wanted, idempotency_key=key, max_open=max_open))
 
-    @routes.get("")
+    @routes.get("", dependencies=reads)
     async def list_jobs(request: Request, limit: _Limit = 20, after: After = None) -> Response:
         metadata = read_metadata_filter(request)
 
         def read() -> dict[str, Any]:
-            page = jobs.list_jobs(limit=limit, after=after, metadata=metadata)
+            viewer = access.caller(request).viewer
+            page = jobs.list_jobs(limit=limit, after=after, metadata=metadata, viewer=viewer)
             return as_list([job_json(job) for job in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
-    @routes.get("/{job_id}")
-    async def retrieve_job(job_id: PathId) -> Response:
-        return await reply(partial(jobs.get_job, job_id))
+    @routes.get("/{job_id}", dependencies=reads)
+    async def retrieve_job(request: Request, job_id: PathId) -> Response:
+        return await reply(partial(jobs.get_job, job_id, access.caller(request).viewer))
 
-    @routes.post("/{job_id}/cancel")
-    async def cancel_job(job_id: PathId) -> Response:
-        return await reply(partial(jobs.cancel_job, job_id))
+    @routes.post("/{job_id}/cancel", dependencies=changes)
+    async def cancel_job(request: Request, job_id: PathId) -> Response:
+        return await change(request, job_id, jobs.cancel_job)
 
-    @routes.post("/{job_id}/pause")
-    async def pause_job(job_id: PathId) -> Response:
-        return await reply(partial(jobs.pause_job, job_id))
+    @routes.post("/{job_id}/pause", dependencies=changes)
+    async def pause_job(request: Request, job_id: PathId) -> Response:
+        return await change(request, job_id, jobs.pause_job)
 
-    @routes.post("/{job_id}/resume")
-    async def resume_job(job_id: PathId) -> Response:
-        return await reply(partial(jobs.resume_job, job_id))
+    @routes.post("/{job_id}/resume", dependencies=changes)
+    async def resume_job(request: Request, job_id: PathId) -> Response:
+        return await change(request, job_id, jobs.resume_job)
 
-    @routes.get("/{job_id}/events")
-    async def list_events(job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
+    @routes.get("/{job_id}/events", dependencies=reads)
+    async def list_events(request: Request, job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
         def read() -> dict[str, Any]:
+            check_own(request, job_id)
             page = jobs.list_events(job_id, limit=limit, after=after)
             return as_list([event_json(event) for event in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
-    @routes.get("/{job_id}/checkpoints")
-    async def list_checkpoints(job_id: PathId, limit: _Limit = 10, after: After = None) -> Response:
+    @routes.get("/{job_id}/checkpoints", dependencies=reads)
+    async def list_checkpoints(request: Request, job_id: PathId, limit: _Limit = 10, after: After = None) -> Response:
         def read() -> dict[str, Any]:
+            check_own(request, job_id)
             page = jobs.list_checkpoints(job_id, limit=limit, after=after)
             return as_list([checkpoint_json(checkpoint) for checkpoint in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
-    @routes.get("/{job_id}/runs")
-    async def list_runs(job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
+    @routes.get("/{job_id}/runs", dependencies=reads)
+    async def list_runs(request: Request, job_id: PathId, limit: _Limit = 20, after: After = None) -> Response:
         def read() -> dict[str, Any]:
+            check_own(request, job_id)
             runs = [run_json(run) for run in jobs.list_runs(job_id)]
             page = page_of(runs, [run["id"] for run in runs], limit, after)
             return as_list(page.items, page.has_more)
@@ -94,7 +115,7 @@ def router(service: Service) -> APIRouter:
 
 
 def job_json(job: Job) -> dict[str, Any]:
-    """OpenAI's job object; `started_at`, `training_files`, `suffix`, `priority` and `result` are ours."""
+    """OpenAI's job object; `started_at`, `training_files`, `suffix`, `priority`, `visibility` and `result` are ours."""
     request = job.request
     hyperparameters = _hyperparameters_json(job)
     error = None
@@ -120,6 +141,7 @@ def job_json(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "suffix": request.suffix,
         "priority": PRIORITIES[request.priority],
+        "visibility": request.visibility.value,
         "trained_tokens": job.trained_tokens,
         "error": error,
         "integrations": [_integration_json(one) for one in request.integrations] or None,

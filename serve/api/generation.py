@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve.api.marking import HEADERS, mark
+from serve.api.quota import allowance
 from serve.api.service import Limits, Service
 from serve.api.status import body_of, status_of, to_json
 from serve.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFailed, InvalidRequest, RookeryError
@@ -61,14 +63,21 @@ class Sequence:
 class Run:
     """One request to the generator and what came of it: `sequences[prompt * num_choices + choice]`."""
 
-    def __init__(self, service: Service, request: GenerationRequest, arrived: float) -> None:
+    def __init__(self, service: Service, request: GenerationRequest, sent: Request) -> None:
+        """`sent`: by whom and when it was asked for. Raises: InvalidRequest."""
         check_budget(request, service.limits)
         self.request = request
         self.sequences = [Sequence() for _ in range(len(request.prompts) * request.num_choices)]
-        self.arrived = arrived
+        self.arrived: float = sent.state.arrived  # by `time.perf_counter()`
         self.first_prompt: PromptInfo | None = None
         self._service = service
+        self._allowance = allowance(sent)
         self._has_begun = False
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        """That its texts are a model's, and which one's."""
+        return mark(self.request.model_id, self.first_prompt.revision or None if self.first_prompt else None)
 
     async def batches(self) -> AsyncGenerator[list[Delta], None]:
         """Deltas as they come, already added to `sequences`. Closing it closes the generator."""
@@ -94,10 +103,16 @@ class Run:
 
     @asynccontextmanager
     async def wanted(self, receive: Receive) -> AsyncIterator[None]:
-        """The block in which it is generated: `while_wanted`, with a count of how it ended."""
+        """The block in which it is generated: `while_wanted`, as far as its caller may, with a count of how it ended.
+
+        Raises: RateLimited, beside what `while_wanted` raises.
+        """
         outcome = "ok"
         try:
-            async with while_wanted(receive, self._service.limits.generate_s):
+            async with (
+                self._allowance.generating(self.request, lambda: self.num_prompt_tokens + self.num_generated_tokens),
+                while_wanted(receive, self._service.limits.generate_s),
+            ):
                 yield
         except BaseException as exc:
             outcome = _outcome_of(exc)
@@ -283,22 +298,16 @@ def finite(logprob: float | None) -> float | None:
 
 
 def timing_headers(run: Run) -> dict[str, str]:
-    """What is known once the first delta is here; times in milliseconds, as text-generation-inference sends them."""
+    """That a model writes it; what is known once the first delta is here, times in milliseconds as TGI sends them."""
     prompt = run.first_prompt
     if prompt is None:
-        return {}
-    return {
+        return dict(HEADERS)
+    return HEADERS | {
         "x-queue-time": _ms(prompt.queue_s),
         "x-model-load-time": _ms(prompt.load_s),
         "x-model-tier": prompt.tier,
         "x-prompt-tokens": str(run.num_prompt_tokens),
     }
-
-
-def arrival(request: Request) -> float:
-    """`time.perf_counter()` when the request came."""
-    arrived: float = request.state.arrived
-    return arrived
 
 
 def _ms(seconds: float) -> str:

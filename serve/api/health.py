@@ -8,18 +8,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from serve.api.described import answers
 from serve.api.overview import ServiceStatus, is_ready, service_status
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import RookeryError, StoreUnavailable
 from serve.exposition import render
-from serve.types import Eviction, ReplicaView, Resident
+from serve.types import Eviction, ReplicaView, Resident, Scope
 from serve.version import VERSION
 
 
 def router(service: Service) -> APIRouter:
     """/healthz, /readyz, /health, /metrics, /v1/status, /v1/replicas and /v1/residents."""
     routes = APIRouter()
+    access = service.access
 
     @routes.get("/healthz")
     async def is_alive() -> Response:
@@ -34,25 +36,25 @@ def router(service: Service) -> APIRouter:
             raise StoreUnavailable(f"Not ready: {exc.message}", retry_after_s=exc.retry_after_s or 2) from exc
         return json_reply({"status": "ready"})
 
-    @routes.get("/metrics")
+    @routes.get("/metrics", responses=answers("text/plain"), dependencies=access.needs(Scope.READ))
     async def read_metrics(request: Request) -> Response:
         text, kind = await asyncio.to_thread(render, service.metrics, request.headers.get("accept", ""))
         return Response(text, headers={"content-type": kind})
 
-    @routes.get("/v1/residents", dependencies=service.access.required)
+    @routes.get("/v1/residents", dependencies=access.needs(Scope.ADMIN))
     async def list_residents() -> Response:
         replicas = await service.generator.replicas()
         residents = [resident for replica in replicas for resident in replica.residents]
         return json_reply({"object": "list", "data": [_resident_json(one) for one in residents]})
 
-    @routes.get("/v1/replicas", dependencies=service.access.required)
+    @routes.get("/v1/replicas", dependencies=access.needs(Scope.ADMIN))
     async def list_replicas() -> Response:
         replicas = await service.generator.replicas()
         return json_reply({"object": "list", "data": [_replica_json(one) for one in replicas]})
 
-    @routes.get("/v1/status")
+    @routes.get("/v1/status", dependencies=access.needs(Scope.READ))
     async def show_status(request: Request) -> Response:
-        if not service.access.has_key(request):
+        if not access.caller(request).is_admin:
             return json_reply({"version": VERSION, "ready": await is_ready(service)})
         return json_reply(_status_json(await service_status(service)))
 

@@ -4,14 +4,16 @@
     /{id}/resolve/{revision}/{file}, /{id}/raw/...          the files themselves
 
 What is not here is not fetched from the Hub on its account. A revision may be called by an alias, as git calls that,
-by its hash or by how that begins. Nothing is written but whether a model is private.
+by its hash or by how that begins. Nothing is written but who meets a model.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
+from pydantic import Field
 from starlette.responses import Response
 
 from serve.api.access import Access, sent_key
@@ -35,7 +37,7 @@ from serve.api.hub_route import HubRoute, RepoNotFound
 from serve.api.service import Service
 from serve.api.status import KeyNeeded, MethodNotAllowed, json_reply
 from serve.errors import InvalidRequest, ModelNotFound, NotFound
-from serve.types import ModelInfo
+from serve.types import ModelInfo, Scope, Visibility
 
 _MODEL = "/api/models/{model:path}"
 
@@ -49,7 +51,7 @@ _SAME_FOR_ALL: dict[str, Any] = {
 
 class SettingsBody(Body):
     private: bool | None = None
-    visibility: str | None = None
+    visibility: Annotated[Visibility, Field(strict=False)] | None = None
     gated: bool | str | None = None
 
 
@@ -58,27 +60,28 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(route_class=HubRoute, include_in_schema=False)
     repos = Repos(service)
     models, trees, downloads = Models(service, repos), Trees(repos, service), Downloads(repos)
+    read = partial(routes.add_api_route, dependencies=service.access.needs(Scope.READ))
+    changes = service.access.needs(Scope.TRAIN)
 
     # The first that fits answers, and a model may be called like a word in a path: the longer ones come first.
-    routes.add_api_route("/api/models", models.list_models)
-    routes.add_api_route("/api/models-tags-by-type", list_tags)
+    read("/api/models", models.list_models)
+    read("/api/models-tags-by-type", list_tags)
     for kind in ("datasets", "spaces", "kernels"):
-        routes.add_api_route(f"/api/{kind}", list_nothing)
-        routes.add_api_route(f"/api/{kind}/{{rest:path}}", find_nothing)
+        read(f"/api/{kind}", list_nothing)
+        read(f"/api/{kind}/{{rest:path}}", find_nothing)
     routes.add_api_route("/api/whoami-v2", Account(service.access).who_am_i)
-    routes.add_api_route(f"{_MODEL}/tree/{{rest:path}}", trees.list_tree)
-    routes.add_api_route(f"{_MODEL}/paths-info/{{revision:path}}", trees.look_up_paths, methods=["POST"])
-    routes.add_api_route(f"{_MODEL}/refs", models.list_refs)
-    routes.add_api_route(f"{_MODEL}/commits/{{revision:path}}", models.list_commits)
-    routes.add_api_route(f"{_MODEL}/discussions/{{number:int}}", models.find_no_discussion)
-    needs_key = service.access.required
-    routes.add_api_route(f"{_MODEL}/settings", models.change_settings, methods=["PUT"], dependencies=needs_key)
-    routes.add_api_route(f"{_MODEL}/{{word}}", models.read_small)
-    routes.add_api_route(_MODEL, models.retrieve_model)
-    routes.add_api_route("/{model:path}/resolve/{rest:path}", downloads.resolve, methods=["GET", "HEAD"])
-    routes.add_api_route("/{model:path}/raw/{rest:path}", downloads.read_raw, methods=["GET", "HEAD"])
-    routes.add_api_route("/api/{rest:path}", refuse_to_write, methods=["POST", "PUT", "PATCH", "DELETE"])
-    routes.add_api_route("/{model:path}.git/{rest:path}", refuse_to_write, methods=["POST"])
+    read(f"{_MODEL}/tree/{{rest:path}}", trees.list_tree)
+    read(f"{_MODEL}/paths-info/{{revision:path}}", trees.look_up_paths, methods=["POST"])
+    read(f"{_MODEL}/refs", models.list_refs)
+    read(f"{_MODEL}/commits/{{revision:path}}", models.list_commits)
+    read(f"{_MODEL}/discussions/{{number:int}}", models.find_no_discussion)
+    routes.add_api_route(f"{_MODEL}/settings", models.change_settings, methods=["PUT"], dependencies=changes)
+    read(f"{_MODEL}/{{word}}", models.read_small)
+    read(_MODEL, models.retrieve_model)
+    read("/{model:path}/resolve/{rest:path}", downloads.resolve, methods=["GET", "HEAD"])
+    read("/{model:path}/raw/{rest:path}", downloads.read_raw, methods=["GET", "HEAD"])
+    read("/api/{rest:path}", refuse_to_write, methods=["POST", "PUT", "PATCH", "DELETE"])
+    read("/{model:path}.git/{rest:path}", refuse_to_write, methods=["POST"])
     return routes
 
 
@@ -105,7 +108,7 @@ class Models:
             owner=asked.author,
             tags=asked.tags,
             newest_first=asked.newest_first,
-            with_private=self._access.has_key(request),
+            viewer=self._access.caller(request).viewer,
         )
         found = [entry for info in page.items if (entry := self._entry(info, asked)) is not None]
         link = next_page(request, asked.cursor_after(page.items[-1])) if page.has_more else {}
@@ -157,12 +160,15 @@ class Models:
 
     async def change_settings(self, model: str, request: Request) -> Response:
         body = await read_json(request, SettingsBody, self._service)
-        is_private = body.private if body.visibility is None else body.visibility == "private"
-        if is_private is None or body.visibility not in (None, "private", "public") or body.gated:
-            raise InvalidRequest("All that can be set of a model is whether it is private.", param="private")
+        if body.gated or (body.private is None and body.visibility is None):
+            raise InvalidRequest(
+                "All that can be set of a model is who meets it: 'private' or 'visibility'.", param="private"
+            )
+        visibility = body.visibility or (Visibility.PRIVATE if body.private else Visibility.PUBLIC)
         info = await self._repos.in_thread(self._repos.find, request, model)
-        await self._repos.in_thread(self._catalogue.set_private, info.model_id, is_private)
-        return json_reply({"private": is_private})
+        viewer = self._access.caller(request).viewer
+        await self._repos.in_thread(self._catalogue.set_visibility, info.model_id, visibility, viewer)
+        return json_reply({"private": visibility is Visibility.PRIVATE, "visibility": visibility.value})
 
     # --- Its versions -------------------------------------------------------------------------------------
 
@@ -200,7 +206,8 @@ class Account:
         self._access = access
 
     async def who_am_i(self, request: Request) -> Response:
-        if not sent_key(request) or not self._access.has_key(request):
+        key = self._access.caller(request).key
+        if not sent_key(request) or (key is None and self._access.needs_keys):
             raise KeyNeeded("Invalid credentials in Authorization header")  # the Hub's words, which clients know
         token = {"displayName": "rookery", "role": "read", "createdAt": iso_time(0)}
         return json_reply(

@@ -30,7 +30,7 @@ _MAX_PATHS = 1000
 _PLAIN = "text/plain; charset=utf-8"
 _TYPES = {".json": "application/json", ".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 _TYPES |= dict.fromkeys((".md", ".txt", ".html", ".htm", ".svg", ".xml", ".js", ".css", ".csv", ".py", ".yaml"), _PLAIN)
-_GUARDS = {"x-content-type-options": "nosniff", "content-security-policy": "default-src 'none'; sandbox"}
+_GUARDS = {"content-security-policy": "default-src 'none'; sandbox"}
 
 
 class Trees:

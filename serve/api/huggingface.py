@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -14,7 +13,9 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.api.access import Caller
 from serve.api.body import Body, read_json
+from serve.api.described import answers, takes
 from serve.api.generation import (
     MAX_NEW_TOKENS,
     MAX_SEED,
@@ -24,16 +25,16 @@ from serve.api.generation import (
     EventStream,
     Run,
     Sequence,
-    arrival,
     check_model_id,
     finite,
     pick_seed,
     timing_headers,
 )
+from serve.api.marking import FIELD
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
 from serve.errors import InvalidRequest, ModelNotFound
-from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, TokenInfo
+from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, Scope, TokenInfo
 
 _FINISH = {"stop": "eos_token", "length": "length", "stop_sequence": "stop_sequence"}
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
@@ -88,6 +89,8 @@ class GenerateBody(Body):
 def router(service: Service) -> APIRouter:
     """/generate, /generate_stream, /, /models/{id} and /info."""
     routes = APIRouter()
+    described: dict[str, Any] = {"openapi_extra": takes(GenerateBody), "responses": answers("text/event-stream")}
+    described["dependencies"] = service.access.needs(Scope.GENERATE)
 
     async def answer(request: Request, model: str | None, *, as_list: bool, stream: bool = False) -> Response:
         body = await read_json(request, GenerateBody, service)
@@ -96,9 +99,9 @@ def router(service: Service) -> APIRouter:
         is_stream = stream or bool(body.stream)
         _check(parameters, is_stream, as_list)
         asked = _to_request(
-            body.inputs, parameters, model_id, request.state.request_id, service.access.caller_of(request), is_stream
+            body.inputs, parameters, model_id, request.state.request_id, service.access.caller(request), is_stream
         )
-        run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
+        run = Run(service, asked, request)
         has_full_text = as_list if parameters.return_full_text is None else parameters.return_full_text
         written = _Answer(run, parameters, body.inputs if has_full_text else "")
         if is_stream:
@@ -108,23 +111,23 @@ def router(service: Service) -> APIRouter:
         whole = written.whole()
         return json_reply(whole if as_list else whole[0], headers=_headers(run, body.inputs, is_complete=True))
 
-    @routes.post("/generate")
+    @routes.post("/generate", **described)
     async def generate(request: Request) -> Response:
         return await answer(request, None, as_list=False)
 
-    @routes.post("/generate_stream")
+    @routes.post("/generate_stream", **described)
     async def generate_stream(request: Request) -> Response:
         return await answer(request, None, as_list=False, stream=True)
 
-    @routes.post("/")
+    @routes.post("/", **described)
     async def generate_compat(request: Request) -> Response:
         return await answer(request, None, as_list=True)
 
-    @routes.post("/models/{model:path}")
+    @routes.post("/models/{model:path}", **described)
     async def generate_with(request: Request, model: str) -> Response:
         return await answer(request, model, as_list=True)
 
-    @routes.get("/info")
+    @routes.get("/info", dependencies=service.access.needs(Scope.READ))
     async def info(request: Request) -> Response:
         find = partial(service.access.find_model, service.catalogue, service.default_base, request)
         try:
@@ -170,7 +173,7 @@ def _check(parameters: Parameters, is_stream: bool, as_list: bool) -> None:
 
 
 def _to_request(
-    inputs: str, parameters: Parameters, model_id: str, request_id: str, caller: str, is_stream: bool
+    inputs: str, parameters: Parameters, model_id: str, request_id: str, caller: Caller, is_stream: bool
 ) -> GenerationRequest:
     return GenerationRequest(
         model_id=model_id,
@@ -184,7 +187,8 @@ def _to_request(
         add_bos=bool(parameters.add_bos),
         request_id=request_id,
         is_whole=not is_stream,
-        caller=caller,
+        viewer=caller.viewer,
+        caller=caller.name,
     )
 
 
@@ -239,7 +243,7 @@ class _Answer:
         return [found]
 
     def _object(self, sequence: Sequence) -> dict[str, Any]:
-        found: dict[str, Any] = {"generated_text": self._prefix + sequence.text}
+        found: dict[str, Any] = {"generated_text": self._prefix + sequence.text, FIELD: self._run.mark}
         if self._parameters.details or self._parameters.decoder_input_details:
             found["details"] = self._details(sequence)
         return found
@@ -300,6 +304,7 @@ class _Answer:
         event["details"] = None
         if is_last:
             assert sequence.finish_reason is not None
+            event[FIELD] = self._run.mark
             event["details"] = {
                 "finish_reason": _FINISH[sequence.finish_reason],
                 "generated_tokens": len(sequence.tokens),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import Field, Json
 
+from serve.api.access import Caller
 from serve.api.body import Body, expected
 from serve.api.generation import check_model_id
 from serve.errors import InvalidRequest, ModelNotFound
@@ -23,6 +24,7 @@ from serve.types import (
     ModelId,
     Priority,
     TrainingFile,
+    Visibility,
     check_idempotency_key,
 )
 
@@ -88,13 +90,14 @@ class IntegrationBody(Body):
 
 
 class Wishes(Body):
-    """What can be asked of a job in either form. `priority` is ours."""
+    """What can be asked of a job in either form. `priority` and `visibility` are ours."""
 
     suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None  # OpenAI's bounds for training
     metadata: _Metadata = None
     integrations: Annotated[list[IntegrationBody], Field(max_length=2)] | None = None
     priority: Literal["low", "normal", "high"] | None = None
+    visibility: Annotated[Visibility, Field(strict=False)] | None = None
 
 
 class TrainingFileBody(Body):
@@ -122,23 +125,23 @@ class BotForm(Wishes, HyperparametersBody):
     integrations: Json[Annotated[list[IntegrationBody], Field(max_length=2)]] | None = None
 
 
-def from_body(body: JobBody, owner: str) -> JobRequest:
+def from_body(body: JobBody, caller: Caller) -> JobRequest:
     """Raises: InvalidRequest, ModelNotFound."""
     supervised = body.method.supervised if body.method else None
     chosen = (supervised.hyperparameters if supervised else None) or body.hyperparameters or HyperparametersBody()
     return _request(
-        body, chosen, base_model=body.model, files=_training_files(body), validation=body.validation_file, owner=owner
+        body, chosen, base_model=body.model, files=_training_files(body), validation=body.validation_file, caller=caller
     )
 
 
 def from_form(
-    form: BotForm, file_ids: Sequence[str], *, validation: str | None, default_base: str, owner: str
+    form: BotForm, file_ids: Sequence[str], *, validation: str | None, default_base: str, caller: Caller
 ) -> JobRequest:
     """`file_ids`: of the archives, in their order. Raises: InvalidRequest, ModelNotFound."""
     handles = [bare(handle) for handle in form.handle] + [None] * (len(file_ids) - len(form.handle))
     files = tuple(map(TrainingFile, file_ids, handles))
     base_model = form.base_model or default_base
-    return _request(form, form, base_model=base_model, files=files, validation=validation, owner=owner)
+    return _request(form, form, base_model=base_model, files=files, validation=validation, caller=caller)
 
 
 def bare(handle: str | None) -> str | None:
@@ -179,7 +182,7 @@ def _request(
     base_model: str,
     files: tuple[TrainingFile, ...],
     validation: str | None,
-    owner: str,
+    caller: Caller,
 ) -> JobRequest:
     word = wishes.priority or PRIORITIES[0]
     return JobRequest(
@@ -192,7 +195,9 @@ def _request(
         validation_file=validation,
         integrations=_integrations(wishes.integrations or []),
         priority=next(priority for priority, name in PRIORITIES.items() if name == word),
-        owner=owner,
+        owner=caller.name,
+        viewer=caller.viewer,
+        visibility=wishes.visibility or Visibility.PUBLIC,
     )
 
 

@@ -14,15 +14,17 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.api.access import Caller
 from serve.api.body import Body, read_json
 from serve.api.caching import cache_control
+from serve.api.described import answers, takes
 from serve.api.generation import check_model_id
 from serve.api.lists import After, as_list, page_of
 from serve.api.previews import PNG, choose_preview, face_of, image_reply, read_image
 from serve.api.service import Service
 from serve.api.status import json_reply
 from serve.errors import ModelNotFound
-from serve.types import MAX_ARCHIVES, ModelId, ModelInfo, RevisionInfo
+from serve.types import EVERYBODY, MAX_ARCHIVES, ModelId, ModelInfo, RevisionInfo, Scope, Visibility
 
 _Limit = Annotated[int, Query(ge=1, le=10_000)]
 _MAX_DRAWN = 2  # pictures at once: each takes a core, and streams of texts need the rest
@@ -30,6 +32,10 @@ _MAX_DRAWN = 2  # pictures at once: each takes a core, and streams of texts need
 
 class RollbackBody(Body):
     revision: Annotated[str, Field(min_length=1, max_length=96)]
+
+
+class VisibilityBody(Body):
+    visibility: Annotated[Visibility, Field(strict=False)]
 
 
 class PreviewBody(Body):
@@ -41,9 +47,10 @@ def router(service: Service) -> APIRouter:
     """/v1/models and what is below."""
     routes = APIRouter(prefix="/v1/models")
     catalogue, access = service.catalogue, service.access
+    reads, changes = access.needs(Scope.READ), access.needs(Scope.TRAIN)
     drawing = anyio.CapacityLimiter(_MAX_DRAWN)
 
-    @routes.get("")
+    @routes.get("", dependencies=reads)
     async def list_models(
         request: Request,
         limit: _Limit = 1000,
@@ -51,29 +58,30 @@ def router(service: Service) -> APIRouter:
         q: Annotated[str | None, Query(max_length=256)] = None,
     ) -> Response:
         def read() -> dict[str, Any]:
-            with_private = access.has_key(request)
-            page = catalogue.list_models(limit=limit, after=after, query=q, with_private=with_private)
+            viewer = access.caller(request).viewer
+            page = catalogue.list_models(limit=limit, after=after, query=q, viewer=viewer)
             return as_list([model_json(info) for info in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
     # Before the look-up, whose path would match these too.
 
-    @routes.get("/{model:path}/versions")
+    @routes.get("/{model:path}/versions", dependencies=reads)
     async def list_versions(model: str, request: Request, limit: _Limit = 1000, after: After = None) -> Response:
         def read() -> dict[str, Any]:
             if namesake := _find_namesake(service, request, model, "versions"):
                 return model_json(namesake)
-            if not access.has_key(request):  # with one, checkpoints are there before the model is
+            viewer = access.caller(request).viewer
+            if viewer == EVERYBODY:  # to others checkpoints are there before the model is
                 access.find_model(catalogue, model, request)
-            found = catalogue.list_revisions(str(ModelId.parse(model)))
+            found = catalogue.list_revisions(str(ModelId.parse(model)), viewer)
             page = page_of(found, [_version_id(info) for info in found], limit, after)
             return as_list([version_json(info) for info in page.items], page.has_more)
 
         return json_reply(await anyio.to_thread.run_sync(read))
 
-    @routes.head("/{model:path}/picture", include_in_schema=False)
-    @routes.get("/{model:path}/picture")
+    @routes.head("/{model:path}/picture", include_in_schema=False, dependencies=reads)
+    @routes.get("/{model:path}/picture", responses=answers(PNG, 304), dependencies=reads)
     async def read_picture(model: str, request: Request) -> Response:
         def read() -> Response:
             if namesake := _find_namesake(service, request, model, "picture"):
@@ -84,8 +92,8 @@ def router(service: Service) -> APIRouter:
 
         return await anyio.to_thread.run_sync(read)
 
-    @routes.head("/{model:path}/avatar", include_in_schema=False)
-    @routes.get("/{model:path}/avatar")
+    @routes.head("/{model:path}/avatar", include_in_schema=False, dependencies=reads)
+    @routes.get("/{model:path}/avatar", responses=answers("image/*", 304), dependencies=reads)
     async def read_avatar(
         model: str, request: Request, number: Annotated[int, Query(ge=0, lt=MAX_ARCHIVES)] = 0
     ) -> Response:
@@ -100,39 +108,57 @@ def router(service: Service) -> APIRouter:
 
         return await anyio.to_thread.run_sync(read)
 
-    @routes.post("/{model:path}/preview", dependencies=access.required)
+    @routes.post("/{model:path}/preview", openapi_extra=takes(PreviewBody), dependencies=changes)
     async def set_preview(model: str, request: Request) -> Response:
         check_model_id(model)
         body = await read_json(request, PreviewBody, service)
-        choose = partial(choose_preview, service, model, body.text, body.prompt)
+        viewer = access.caller(request).viewer
+        choose = partial(choose_preview, service, model, body.text, body.prompt, viewer)
         return json_reply(model_json(await anyio.to_thread.run_sync(choose, limiter=drawing)))
 
-    @routes.post("/{model:path}/rollback", dependencies=access.required)
+    @routes.post("/{model:path}/rollback", openapi_extra=takes(RollbackBody), dependencies=changes)
     async def roll_back(model: str, request: Request) -> Response:
         body = await read_json(request, RollbackBody, service)
         wanted = ModelId.parse(f"{ModelId.parse(model)}@{body.revision}")
         revision = wanted.revision
         assert revision is not None
 
-        made_main = await anyio.to_thread.run_sync(catalogue.roll_back, str(wanted), revision)
+        made_main = await anyio.to_thread.run_sync(
+            catalogue.roll_back, str(wanted), revision, access.caller(request).viewer
+        )
         return json_reply(version_json(made_main))
 
-    @routes.get("/{model:path}")
+    @routes.post("/{model:path}/visibility", openapi_extra=takes(VisibilityBody), dependencies=changes)
+    async def set_visibility(model: str, request: Request) -> Response:
+        check_model_id(model)
+        body = await read_json(request, VisibilityBody, service)
+
+        def change() -> ModelInfo:
+            catalogue.set_visibility(model, body.visibility, access.caller(request).viewer)
+            return catalogue.get_model(model)
+
+        return json_reply(model_json(await anyio.to_thread.run_sync(change)))
+
+    @routes.get("/{model:path}", dependencies=reads)
     async def retrieve_model(model: str, request: Request) -> Response:
         check_model_id(model)
         return json_reply(model_json(await anyio.to_thread.run_sync(access.find_model, catalogue, model, request)))
 
-    @routes.delete("/{model:path}", dependencies=access.required)
-    async def delete_model(model: str) -> Response:
-        deleted = await delete_everywhere(service, check_model_id(model))
+    @routes.delete("/{model:path}", dependencies=changes)
+    async def delete_model(model: str, request: Request) -> Response:
+        deleted = await delete_everywhere(service, check_model_id(model), access.caller(request))
         return json_reply({"id": deleted, "object": "model", "deleted": True})
 
     return routes
 
 
-async def delete_everywhere(service: Service, model_id: str) -> str:
-    """From disk, memory and what its jobs wrote; gives its id as it was spelled. Raises: ModelNotFound, Conflict."""
-    deleted = await anyio.to_thread.run_sync(service.catalogue.delete_model, model_id)
+async def delete_everywhere(service: Service, model_id: str, caller: Caller) -> str:
+    """From disk, memory and what its jobs wrote; gives its id as it was spelled.
+
+    Raises: ModelNotFound, NotOwner, Conflict.
+    """
+    delete = partial(service.catalogue.delete_model, model_id, caller.viewer, by=caller.name)
+    deleted = await anyio.to_thread.run_sync(delete)
     await anyio.to_thread.run_sync(service.jobs.forget_model, deleted)
     await service.generator.forget(deleted)
     return deleted
@@ -156,6 +182,8 @@ def model_json(info: ModelInfo) -> dict[str, Any]:
         "sample": info.sample,
         "tags": list(info.tags),
         "private": info.is_private,
+        "disabled": info.is_disabled,
+        "visibility": info.visibility.value,
         "from_hub": info.from_hub,
     }
 

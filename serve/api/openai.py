@@ -6,14 +6,15 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
+from serve.api.access import Caller
 from serve.api.body import Body, expected, read_json
+from serve.api.described import answers, takes
 from serve.api.generation import (
     MAX_NEW_TOKENS,
     MAX_SEED,
@@ -23,16 +24,16 @@ from serve.api.generation import (
     EventStream,
     Run,
     Sequence,
-    arrival,
     check_model_id,
     finite,
     pick_seed,
     timing_headers,
 )
+from serve.api.marking import FIELD
 from serve.api.service import Service
 from serve.api.status import json_reply, to_json
 from serve.errors import InvalidRequest
-from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, TokenInfo, as_tuple
+from serve.types import MAX_CHOICES, Delta, GenerationRequest, SamplingOverrides, Scope, TokenInfo, as_tuple
 
 _TokenId = Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]
 _TokenIds = Annotated[list[_TokenId], Field(min_length=1)]
@@ -95,11 +96,16 @@ def router(service: Service) -> APIRouter:
     """/v1/completions."""
     routes = APIRouter(prefix="/v1")
 
-    @routes.post("/completions")
+    @routes.post(
+        "/completions",
+        openapi_extra=takes(CompletionBody),
+        responses=answers("text/event-stream"),
+        dependencies=service.access.needs(Scope.GENERATE),
+    )
     async def create_completion(request: Request) -> Response:
         body = await read_json(request, CompletionBody, service)
-        asked = _to_request(body, request.state.request_id, service.access.caller_of(request))
-        run = Run(service, replace(asked, sees_private=service.access.has_key(request)), arrival(request))
+        asked = _to_request(body, request.state.request_id, service.access.caller(request))
+        run = Run(service, asked, request)
         answer = _Answer(body, run)
         if body.stream:
             return EventStream(run, answer.events(), lambda: timing_headers(run))
@@ -110,7 +116,7 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _to_request(body: CompletionBody, request_id: str, caller: str) -> GenerationRequest:
+def _to_request(body: CompletionBody, request_id: str, caller: Caller) -> GenerationRequest:
     num_choices = body.n or 1
     best_of = body.best_of or num_choices
     if body.max_tokens == 0 and not body.echo:
@@ -135,7 +141,8 @@ def _to_request(body: CompletionBody, request_id: str, caller: str) -> Generatio
         add_bos=bool(body.add_bos),
         request_id=request_id,
         is_whole=not body.stream,
-        caller=caller,
+        viewer=caller.viewer,
+        caller=caller.name,
     )
 
 
@@ -249,6 +256,8 @@ class _Answer:
         }
         if usage is not None:
             envelope["usage"] = usage
+        if usage is not None or any(choice["finish_reason"] for choice in choices):  # of a stream: at its end
+            envelope[FIELD] = self._run.mark
         return envelope
 
     def _usage(self) -> dict[str, int]:

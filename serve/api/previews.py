@@ -16,26 +16,26 @@ from starlette.responses import Response
 from serve.api.caching import is_known
 from serve.api.service import Service
 from serve.errors import Conflict, InvalidRequest, ModelNotFound
-from serve.types import MAX_SAMPLE_CHARS, ModelId, ModelInfo
+from serve.types import MAX_SAMPLE_CHARS, ModelId, ModelInfo, Viewer
 
 PNG, WEBP, SVG = "image/png", "image/webp", "image/svg+xml"
 
 _MAX_IMAGE_BYTES = 8 << 20  # ours have some 100 kB; a folder from elsewhere may hold anything under that name
 
 
-def choose_preview(service: Service, model_id: str, text: str, prompt: str) -> ModelInfo:
+def choose_preview(service: Service, model_id: str, text: str, prompt: str, viewer: Viewer) -> ModelInfo:
     """Has `text`, which begins with `prompt`, stand for the revision that `model_id` names, on its picture too. Blocks.
 
-    Raises: InvalidRequest, ModelNotFound; Conflict where it cannot be.
+    Raises: InvalidRequest, ModelNotFound, NotOwner; Conflict where it cannot be.
     """
     _check(text, prompt)
     if service.draw_preview is None:
         raise Conflict("This server draws no pictures: they stay as they were made.")
     catalogue = service.catalogue
-    info = catalogue.get_model(model_id)
+    info = catalogue.get_model(model_id, viewer)
     named = f"{info.model_id}@{info.revision}"  # whatever becomes `main` meanwhile
     avatars = [read_image(catalogue.find_avatar(named, number)) for number in range(info.num_avatars)]
-    catalogue.set_preview(named, text, service.draw_preview(info, avatars, text, prompt=prompt))
+    catalogue.set_preview(named, text, service.draw_preview(info, avatars, text, prompt=prompt), viewer)
     return catalogue.get_model(model_id)
 
 
@@ -90,7 +90,7 @@ def read_image(path: Path) -> bytes:
 def image_reply(image: bytes, media_type: str, request: Request, caching: str) -> Response:
     """The image, or that the client has it already."""
     etag = f'"{blake2b(image, digest_size=16).hexdigest()}"'
-    headers = {"etag": etag, "cache-control": caching, "x-content-type-options": "nosniff"}
+    headers = {"etag": etag, "cache-control": caching}
     if is_known(request.headers.get("if-none-match"), etag):
         return Response(None, 304, headers)
     return Response(image, 200, headers, media_type=media_type)

@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
+from serve.api.described import answers
 from serve.api.models import model_json
 from serve.api.service import Service
 from serve.api.status import body_of, to_json
 from serve.errors import Conflict, Overloaded, RookeryError
 from serve.logs import get_logger
 from serve.metrics import Metrics
-from serve.types import ModelId, ModelInfo, Puller, PullProgress
+from serve.types import ModelId, ModelInfo, Puller, PullProgress, Scope
 
 log = get_logger()
 
@@ -38,10 +39,13 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/models")
     pulls = Pulls(service.metrics)
 
-    @routes.post("/{model:path}/pull")
+    @routes.post(
+        "/{model:path}/pull",
+        responses=answers("application/x-ndjson"),
+        dependencies=service.access.needs(Scope.ADMIN),
+    )
     async def pull_model(model: str, request: Request) -> Response:
         wanted = ModelId.parse(model)
-        service.access.demand(request)
         if service.puller is None:
             raise Conflict(f"'{model}' cannot be pulled: this server has its Hub switched off (ROOKERY_HUB_ENABLED).")
         pull = pulls.join(wanted, model, service.puller)

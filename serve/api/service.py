@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serve.api.access import Access
+from serve.api.quota import Quota
 from serve.api.readiness import Readiness
 from serve.metrics import Metrics
-from serve.types import Catalogue, Files, Generator, Jobs, ModelInfo, Puller
+from serve.types import Catalogue, Eraser, Files, Generator, Jobs, ModelInfo, Puller
 
 
 class Preview(Protocol):
@@ -64,4 +65,6 @@ class Service:
     preview: Preview | None = None  # None: nobody can look into archives here
     draw_preview: DrawPreview | None = None  # None: pictures stay as they were made
     puller: Puller | None = None  # None: there is no Hub
+    eraser: Eraser | None = None  # None: nobody can be erased here
     access: Access = field(default_factory=Access)
+    quota: Quota = field(default_factory=Quota)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -25,12 +25,16 @@ from serve.errors import (
     DiskFull,
     GenerationFailed,
     InvalidRequest,
+    ModelDisabled,
     ModelGated,
     ModelNotFound,
     ModelTooLarge,
     ModelUnusable,
     NotFound,
+    NotOwner,
+    OutOfMemory,
     Overloaded,
+    QuotaExceeded,
     RookeryError,
     StoreUnavailable,
 )
@@ -65,6 +69,23 @@ class KeyNeeded(RookeryError):
     code = "invalid_api_key"  # OpenAI's
 
 
+class ScopeNeeded(RookeryError):
+    """A good key, which does not open this."""
+
+    code = "insufficient_scope"  # RFC 6750
+
+    def __init__(self, needed: Collection[str], has: Collection[str]) -> None:
+        self.scopes = " ".join(needed)
+        super().__init__(
+            f"This takes a key with the scope {' or '.join(map(repr, map(str, needed)))}; yours has "
+            f"{', '.join(map(repr, map(str, sorted(has)))) or 'none'}. Whoever runs this server can make another key."
+        )
+
+
+class KeyInAddress(RookeryError):
+    code = "key_in_address"
+
+
 class CrossSite(RookeryError):
     code = "cross_site_request"
 
@@ -77,9 +98,13 @@ STATUS: Mapping[type[RookeryError], int] = {
     InvalidRequest: 400,
     ContextLengthExceeded: 400,
     BadUpload: 400,
+    KeyInAddress: 400,
     KeyNeeded: 401,
+    ScopeNeeded: 403,
+    NotOwner: 403,
     CrossSite: 403,
     UnknownHost: 403,
+    ModelDisabled: 403,
     ModelGated: 403,
     ModelNotFound: 404,
     NotFound: 404,
@@ -92,8 +117,10 @@ STATUS: Mapping[type[RookeryError], int] = {
     ModelUnusable: 422,
     ModelTooLarge: 422,
     Overloaded: 429,
+    QuotaExceeded: 429,
     RookeryError: 500,
     StoreUnavailable: 503,
+    OutOfMemory: 503,
     DeadlineExceeded: 504,
     DiskFull: 507,
 }
@@ -107,7 +134,7 @@ _TGI: Mapping[type[RookeryError], tuple[str, int]] = {
 }
 
 # The openai client repeats 408, 409, 429 and every 5xx twice; for these a second try gives the same answer.
-_FINAL = (Conflict, GenerationFailed, DeadlineExceeded, BodyTooSlow, DiskFull)
+_FINAL = (Conflict, GenerationFailed, DeadlineExceeded, BodyTooSlow, DiskFull, QuotaExceeded)
 
 _MAX_MESSAGE = 1000
 _MAX_ERRORS = 5
@@ -147,9 +174,7 @@ def body_of(error: RookeryError, path: str) -> dict[str, Any]:
 def reply_to(error: RookeryError, path: str) -> Response:
     """The whole HTTP answer for `error`, to a program."""
     status = status_of(error, path)
-    headers = retry_headers(error, status)
-    if isinstance(error, KeyNeeded):
-        headers["www-authenticate"] = "Bearer"
+    headers = retry_headers(error, status) | challenge(error)
     if isinstance(error, _FINAL):
         headers["x-should-retry"] = "false"
     return json_reply(body_of(error, path), status, headers)
@@ -164,6 +189,13 @@ def answer_to(error: RookeryError, request: Request, error_page: ErrorPage | Non
 def retry_headers(error: RookeryError, status: int) -> dict[str, str]:
     """When to come back, of what may be over by then."""
     return {"retry-after": str(_retry_after(error))} if status in (429, 503, 507) else {}
+
+
+def challenge(error: RookeryError) -> dict[str, str]:
+    """What kind of key is wanted, where one is. Source: RFC 6750, section 3."""
+    if isinstance(error, ScopeNeeded):
+        return {"www-authenticate": f'Bearer error="{error.code}", scope="{error.scopes}"'}
+    return {"www-authenticate": "Bearer"} if isinstance(error, KeyNeeded) else {}
 
 
 def json_reply(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serve.api.service import Service
 from serve.api.status import json_reply
-from serve.types import Ranking, Use
+from serve.types import Ranking, Scope, Use
 
 MAX_TOP = 100
 
@@ -18,7 +18,7 @@ def router(service: Service) -> APIRouter:
     """/v1/top."""
     routes = APIRouter(prefix="/v1")
 
-    @routes.get("/top", dependencies=service.access.required)
+    @routes.get("/top", dependencies=service.access.needs(Scope.ADMIN))
     async def show_top(limit: Annotated[int, Query(ge=1, le=MAX_TOP)] = 20) -> Response:
         top = await service.generator.top(limit)
         told = {

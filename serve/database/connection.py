@@ -5,9 +5,10 @@ Time is the database's own clock (UTC), so that workers whose clocks disagree st
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +20,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
-from serve.errors import InvalidRequest, StoreUnavailable
+from serve.errors import DiskFull, InvalidRequest, StoreUnavailable
 
-SCHEMA = "0002"  # the newest of `migrations`, said here so that only an older database makes us import alembic
+SCHEMA = "0003"  # the newest of `migrations`, said here so that only an older database makes us import alembic
 BUSY_TIMEOUT_MS = 5_000
 RETRY_AFTER_S = 5.0
 PATIENCE_S = 30.0  # with a database that is locked, read-only or restarting, where a result would be lost otherwise
@@ -30,6 +31,8 @@ PATIENCE_S = 30.0  # with a database that is locked, read-only or restarting, wh
 SCHEMA_LOCK = 7_294_001
 NUMBERING_LOCK = 7_294_002
 CREATION_LOCK = 7_294_003
+
+_FULL = "53100"  # PostgreSQL's disk_full
 
 T = TypeVar("T")
 
@@ -97,6 +100,24 @@ class Database:
         with _translated(), Session(writing, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def scrub(self) -> bool:
+        """Overwrites what deleted rows have left in the files; False where the database is too busy for that.
+
+        SQLite writes itself anew, and empties its log. PostgreSQL marks the room as free, and writes over it in time.
+        """
+        if self._engine.dialect.name == "sqlite":
+            with closing(self._engine.raw_connection()) as pooled, suppress(sqlite3.Error):
+                driver: Any = pooled.driver_connection  # SQLAlchemy's begins a transaction: in one there is no VACUUM
+                driver.execute("VACUUM")
+                [(is_busy, _, _)] = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                return not is_busy
+            return False
+        with suppress(StoreUnavailable), _translated():
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("VACUUM"))
+            return True
+        return False
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -140,7 +161,11 @@ def _translated() -> Iterator[None]:
         raise  # a mistake of ours, which is the same the next time
     except (DBAPIError, PoolTimeout) as exc:
         # The statement and its values stay out of the message: they hold what users sent.
-        cause = type(exc.orig).__name__ if isinstance(exc, DBAPIError) else type(exc).__name__
+        orig = exc.orig if isinstance(exc, DBAPIError) else None
+        if getattr(orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(orig, "sqlstate", "") == _FULL:
+            message = "The disk of the job database is full. Delete what is not needed."
+            raise DiskFull(message, retry_after_s=60) from exc
+        cause = type(orig or exc).__name__
         raise StoreUnavailable(
             f"The job database cannot be used now ({cause}); try again in {RETRY_AFTER_S:g} s.",
             retry_after_s=RETRY_AFTER_S,
@@ -179,6 +204,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver opens no transactions: `_begin_sqlite` does
     for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    connection.execute("PRAGMA secure_delete=ON")  # a row that is deleted is gone from the file too
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The tables: files, jobs with their leases, events and checkpoints, and the runs and artifacts that tell of them.
+"""The tables: files, jobs with their leases, events and checkpoints, the runs and artifacts that tell of them, keys.
 
 What the states of a job mean is in `serve.training.jobs`. A change here needs a step in `migrations/`.
 """
@@ -30,6 +30,7 @@ class FileRow(Base):
     num_bytes: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[int] = mapped_column(BigInteger)
     purpose: Mapped[str]
+    owner: Mapped[str] = mapped_column(default="", server_default=text("''"), index=True)  # a tenant
 
 
 class JobRow(Base):
@@ -52,7 +53,8 @@ class JobRow(Base):
     error_param: Mapped[str | None]
     result: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     # Whose turn it is: the highest priority first, then the lowest turn, then the oldest.
-    owner: Mapped[str] = mapped_column(default="", server_default=text("''"), index=True)  # a hash of the caller's key
+    owner: Mapped[str] = mapped_column(default="", server_default=text("''"), index=True)  # a name of the caller's key
+    tenant: Mapped[str] = mapped_column(default="", server_default=text("''"), index=True)  # whose it is
     priority: Mapped[int] = mapped_column(default=0, server_default="0")
     turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     # The lease. `fence` only rises: whoever holds a lower one has been replaced.
@@ -175,3 +177,26 @@ class DeliveryRow(Base):
     not_before_ms: Mapped[int] = mapped_column(BigInteger, default=0)
     options: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # project, entity, tags of `integrations`
     outcome: Mapped[str | None]  # where it can be seen, or why it failed
+
+
+# --- Keys ---------------------------------------------------------------------------------------------------
+
+
+class ApiKeyRow(Base):
+    """A key's terms, and what its secret is known by. Times are Unix seconds."""
+
+    __tablename__ = "api_keys"
+
+    seq: Mapped[int] = mapped_column(_RowNumber, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    tenant: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    limits: Mapped[dict[str, Any]] = mapped_column(JSON)  # those that the key has of its own
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+    revoked_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_used_at: Mapped[int | None] = mapped_column(BigInteger)  # to the minute
+    hash: Mapped[str]  # of its secret, under the server's own
+    previous_hash: Mapped[str | None]  # of the secret that a new one replaced, which is good
+    previous_until: Mapped[int | None] = mapped_column(BigInteger)  # until then

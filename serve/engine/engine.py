@@ -9,20 +9,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from serve.engine.backend import Backend, Span, kv_bytes_per_row
+from serve.engine.memory import drop_caches, is_out_of_memory
 from serve.engine.sampling import sample
-from serve.engine.scheduler import Scheduler
+from serve.engine.scheduler import Chosen, Scheduler
 from serve.engine.selection import build_backend
 from serve.engine.selection import slot_bytes as bytes_in_slot
 from serve.engine.sequence import Output, Sequence
-from serve.errors import ModelTooLarge, Overloaded
+from serve.errors import ModelTooLarge, OutOfMemory, Overloaded, RookeryError
 from serve.logs import get_logger
 from serve.shape import GPT2Shape
+from serve.types import TokenInfo
 
 log = get_logger()
 
@@ -104,8 +107,11 @@ def lane_sizes(layout: Layout, config: EngineConfig, budget_bytes: int) -> tuple
 class Lane:
     """Everything of one layout, and its step."""
 
-    def __init__(self, layout: Layout, config: EngineConfig, budget_bytes: int, build: Build) -> None:
+    def __init__(
+        self, layout: Layout, config: EngineConfig, budget_bytes: int, build: Build, relieve: Callable[[], None]
+    ) -> None:
         """`budget_bytes`: what it may take. Raises: ModelTooLarge when not one slot fits."""
+        self._relieve = relieve
         num_slots, num_rows, self.num_bytes = lane_sizes(layout, config, budget_bytes)
         self.backend = build(layout.shape, num_slots, num_rows, config.weights, config.device, tied=layout.tied)
         self.scheduler = Scheduler(num_rows=num_rows, max_step_rows=config.max_step_rows, forget=self.backend.forget)
@@ -118,11 +124,13 @@ class Lane:
         if not chosen:
             return outputs, None
         started = time.monotonic()
-        try:
-            produced = self._compute(chosen)
-        except Exception:  # NOTE: the worker loop. Whatever broke, every waiting caller gets an answer.
-            log.exception("step_failed", sequences=len(chosen))
-            produced = [Output(s, error="The engine failed on this batch; try again.") for s, _ in chosen]
+        produced = self._attempt(chosen)
+        if produced is None:
+            log.warning("step_out_of_memory", sequences=len(chosen))
+            self._relieve()
+            middle = len(chosen) // 2
+            halves = [half for half in (chosen[:middle], chosen[middle:]) if half]
+            produced = [output for half in halves for output in self._attempt(half) or _without_memory(half)]
         self._retire(produced)
         stats = StepStats(
             num_rows=sum(len(span.token_ids) for _, span in chosen),
@@ -138,43 +146,65 @@ class Lane:
             if output.is_last:
                 self.scheduler.remove(output.sequence)
 
-    def _compute(self, chosen: list[tuple[Sequence, Span]]) -> list[Output]:
+    def _attempt(self, chosen: Chosen) -> list[Output] | None:
+        """The outputs of all that were sampled; None when there was no memory, and nothing has changed."""
+        try:
+            return self._compute(chosen)
+        except Exception as exc:  # NOTE: the worker loop. Whatever broke, every waiting caller gets an answer.
+            if is_out_of_memory(exc):
+                return None
+            log.exception("step_failed", sequences=len(chosen))
+            return _failed(chosen, RookeryError("The engine failed on this batch; try again."))
+
+    def _compute(self, chosen: Chosen) -> list[Output]:
+        """All that can fail comes first: until then no sequence has changed, and the step can be done again."""
         logits = self.backend.forward([span for _, span in chosen])
         sampling: list[Sequence] = []
         rows: list[int] = []
         row = 0
+        prompt_infos: list[tuple[Sequence, list[TokenInfo]]] = []
         for sequence, span in chosen:
             count = len(span.token_ids) if span.wants_all_logits else int(span.wants_logits)
             if span.wants_all_logits:
-                _note_prompt_logprobs(sequence, span, logits[row : row + count])
-            sequence.computed(len(span.token_ids))
+                prompt_infos.append((sequence, _prompt_infos(sequence, span, logits[row : row + count])))
             row += count
             if span.wants_logits:
                 sampling.append(sequence)
                 rows.append(row - 1)
-        if not sampling:
-            return []
         wanted = logits if len(rows) == len(logits) else logits[rows]
-        sampled = sample(wanted, [s.sampling_row() for s in sampling])
+        sampled = sample(wanted, [s.sampling_row() for s in sampling]) if sampling else []
+        for sequence, infos in prompt_infos:
+            sequence.prompt_infos += infos
+        for sequence, span in chosen:
+            sequence.computed(len(span.token_ids))
         return [s.append(result) for s, result in zip(sampling, sampled, strict=True)]
 
 
-def _note_prompt_logprobs(sequence: Sequence, span: Span, logits: Tensor) -> None:
-    """Record each prompt token's log-probability given what precedes it; `logits` are the span's rows."""
-    if span.past == 0:
-        sequence.prompt_infos.append(sequence.token_info(sequence.prompt_ids[0], None))
+def _failed(chosen: Chosen, error: RookeryError) -> list[Output]:
+    return [Output(sequence, error=error) for sequence, _ in chosen]
+
+
+def _without_memory(chosen: Chosen) -> list[Output]:
+    return _failed(chosen, OutOfMemory("There is no memory to go on with this text now; try again.", retry_after_s=5))
+
+
+def _prompt_infos(sequence: Sequence, span: Span, logits: Tensor) -> list[TokenInfo]:
+    """Each prompt token's log-probability given what precedes it; `logits` are the span's rows."""
+    infos = [sequence.token_info(sequence.prompt_ids[0], None)] if span.past == 0 else []
     following = sequence.prompt_ids[span.past + 1 : span.past + 1 + len(logits)]
     logprobs = torch.log_softmax(logits[: len(following)], -1)
     for position, token in enumerate(following):
         values, ids = logprobs[position].topk(min(sequence.top_logprobs, logprobs.shape[-1]))
         top = list(zip(ids.tolist(), values.tolist(), strict=True))
-        sequence.prompt_infos.append(sequence.token_info(token, float(logprobs[position, token]), top))
+        infos.append(sequence.token_info(token, float(logprobs[position, token]), top))
+    return infos
 
 
 class Engine:
     """Lanes and the thread that steps them. `on_outputs` and `on_step` are called from that thread.
 
-    `build`: how to make a backend, where it is not for the device and the weights to decide.
+    So is `on_low_memory`, before a step that found none is done again: whoever listens gives up what it can, and
+    returns soon. `build`: how to make a backend, where it is not for the device and the weights to decide.
     """
 
     def __init__(
@@ -183,14 +213,16 @@ class Engine:
         *,
         on_outputs: Callable[[list[Output]], None],
         on_step: Callable[[StepStats], None] = lambda stats: None,
+        on_low_memory: Callable[[], None] = lambda: None,
         build: Build = build_backend,
     ) -> None:
         self.config = config
         self._build = build
-        self._on_outputs, self._on_step = on_outputs, on_step
+        self._on_outputs, self._on_step, self._on_low_memory = on_outputs, on_step, on_low_memory
         self._lanes: dict[Layout, Lane] = {}
         self._lane_lock = threading.Lock()  # held while a lane is made, which takes long on a device
         self._inbox: list[tuple[Layout, list[Sequence]]] = []
+        self._probes: list[Future[None]] = []
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -245,6 +277,14 @@ class Engine:
                 sequence.cancelled = True
             self._wake.notify()
 
+    def probe(self) -> Future[None]:
+        """Done when the thread has come by and its device has computed something; fails as that does. Any thread."""
+        probe = Future[None]()
+        with self._wake:
+            self._probes.append(probe)
+            self._wake.notify()
+        return probe
+
     def close(self) -> None:
         """Stop the thread after the step under way; sequences that are left get no further output."""
         with self._wake:
@@ -255,7 +295,7 @@ class Engine:
     def _lane(self, layout: Layout) -> Lane:
         with self._lane_lock:
             if layout not in self._lanes:
-                lane = Lane(layout, self.config, self._lane_budget(), self._build)
+                lane = Lane(layout, self.config, self._lane_budget(), self._build, self._relieve)
                 with self._wake:
                     self._lanes[layout] = lane
             return self._lanes[layout]
@@ -266,8 +306,15 @@ class Engine:
         # The first layout is nearly always the one that matters; what it leaves is for odd ones.
         return (self.config.budget_bytes - sum(lane.num_bytes for lane in self._lanes.values())) * 3 // 4
 
+    def _relieve(self) -> None:
+        try:
+            self._on_low_memory()
+        except Exception:  # as of any listener
+            log.exception("engine_listener_failed", outputs=0)
+        drop_caches(self.config.device)
+
     def _run(self) -> None:
-        while lanes := self._take_inbox():
+        while (lanes := self._take_inbox()) is not None:
             for lane in lanes:
                 outputs, stats = lane.step()
                 try:
@@ -278,14 +325,27 @@ class Engine:
                 except Exception:  # a listener that fails must not stop everybody's texts
                     log.exception("engine_listener_failed", outputs=len(outputs))
 
-    def _take_inbox(self) -> list[Lane]:
-        """Wait for work and hand new sequences to their lanes; the busy lanes, none when closing."""
+    def _take_inbox(self) -> list[Lane] | None:
+        """Wait for work and hand new sequences to their lanes; the busy lanes, None when closing."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._inbox or self._busy())
+            self._wake.wait_for(lambda: self._closing or self._inbox or self._probes or self._busy())
             for layout, sequences in self._inbox:
                 self._lanes[layout].scheduler.add(sequences)
             self._inbox.clear()
-            return [] if self._closing else self._busy()
+            probes, self._probes = self._probes, []
+            lanes = None if self._closing else self._busy()
+        for probe in probes:
+            _answer(probe, self.config.device)
+        return lanes
 
     def _busy(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if not lane.scheduler.is_idle]
+
+
+def _answer(probe: Future[None], device: torch.device) -> None:
+    try:
+        torch.ones(8, device=device).sum().item()  # waits for the device
+    except Exception as exc:
+        probe.set_exception(exc)
+    else:
+        probe.set_result(None)

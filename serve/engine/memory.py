@@ -1,4 +1,4 @@
-"""Memory that costs nothing until it is written, and is given back when it is freed.
+"""Memory that costs nothing until it is written, and is given back when it is freed; and how one sees that it is short.
 
 `torch.zeros` on a CPU writes every page, and what `malloc` gave in small pieces it seldom returns to the system.
 Anonymous maps do neither: 2.4 GB of cache adds 1 MB to the process, and freeing a slot frees its pages.
@@ -7,6 +7,7 @@ Anonymous maps do neither: 2.4 GB of cache adds 1 MB to the process, and freeing
 from __future__ import annotations
 
 import ctypes
+import errno
 import math
 import mmap
 from collections.abc import Sequence
@@ -37,3 +38,18 @@ def give_back(tensor: Tensor) -> None:
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > first and _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), mmap.MADV_DONTNEED):
         raise OSError(ctypes.get_errno(), "madvise failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it tells of memory that was not given. torch's allocator for CPUs has no kind of its own for that."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if type(error) is RuntimeError:
+        return "DefaultCPUAllocator" in str(error) or "not enough memory" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+def drop_caches(device: torch.device) -> None:
+    """Gives back what the device's allocator keeps for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from serve.engine.randomness import uniforms
 from serve.engine.sampling import Sampled, SamplingRow
 from serve.engine.text import TextStream, Vocabulary
+from serve.errors import GenerationFailed, RookeryError
 from serve.types import FinishReason, SamplingParams, TokenInfo
+
+_NOT_FINITE = "The model gave numbers that are not finite (NaN or Inf) for this text."
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Output:
     token: TokenInfo | None = None
     prompt_tokens: tuple[TokenInfo, ...] = ()
     finish_reason: FinishReason | None = None
-    error: str | None = None
+    error: RookeryError | None = None  # GenerationFailed: the model gave NaN or Inf
     cancelled: bool = False
 
     @property
@@ -35,6 +38,7 @@ class Sequence:
 
     `slot` is where its model's weights are, `caller` is who asked for it. The draws of (seed, choice) are the same in
     any batch; the text is too, but where two tokens are so close that rounding, which depends on the batch, decides.
+    So a sequence that has `written` tokens already, here or elsewhere, goes on as it would have.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Sequence:
         top_logprobs: int = 0,
         prompt_logprobs: bool = False,
         caller: str = "",
+        written: Seq[int] = (),
     ) -> None:
         self.slot = slot
         self.caller = caller
@@ -60,11 +65,13 @@ class Sequence:
         self.cancelled = False
         self.kv_row = -1
         self.num_computed = 0  # tokens whose keys and values are in the cache
-        self.output_ids: list[int] = []
+        self.output_ids = list(written)
         self.first_step_at: float | None = None
         self.prompt_infos: list[TokenInfo] = []
-        self._counts: collections.Counter[int] = collections.Counter()
+        self._counts = collections.Counter(self.output_ids)
         self._stream = TextStream(vocabulary, params.stop)
+        for token in written:
+            self._stream.push(token)  # its text is with whoever has the tokens
 
     @property
     def num_tokens(self) -> int:
@@ -85,7 +92,7 @@ class Sequence:
         if (start := self.num_computed - len(self.prompt_ids)) >= 0:
             return self.output_ids[start : start + limit]
         chunk = self.prompt_ids[self.num_computed : self.num_computed + limit]
-        return (*chunk, *self.output_ids[: limit - len(chunk)])  # outputs: after a `restart`
+        return (*chunk, *self.output_ids[: limit - len(chunk)])  # outputs: of before, or after a `restart`
 
     def restart(self) -> None:
         """Its keys and values are lost: all its tokens go through a step again, and the text goes on where it was."""
@@ -115,7 +122,7 @@ class Sequence:
         """Take the sampled token in; says what became of the text."""
         prompt_tokens, self.prompt_infos = tuple(self.prompt_infos), []
         if sampled.token_id is None:
-            return Output(self, error="The model gave numbers that are not finite (NaN or Inf) for this text.")
+            return Output(self, error=GenerationFailed(_NOT_FINITE))
         token = sampled.token_id
         self.output_ids.append(token)
         self._counts[token] += 1

@@ -100,6 +100,11 @@ class Claims:
         with suppress(OSError):
             mine.parent.rmdir()
 
+    def forget(self, key: str) -> None:
+        """Removes what fetches have left of it. One under way ends by itself: its model was deleted."""
+        for left in self._left_in(self._folder(key)):
+            self._remove(left)
+
     def sweep(self, older_than_s: float = STALE_AFTER_S) -> None:
         """Removes what fetches have left that nobody has taken up since, and the oldest of more than MAX_LEFT.
 

@@ -30,9 +30,10 @@ from serve.hub.verdicts import Verdicts
 from serve.logs import get_logger, ms
 from serve.store.budget import IN_USE_S, DiskBudget, Reason
 from serve.store.disk import translated, write_json
-from serve.store.model_files import PROVENANCE, finish_weights
+from serve.store.integrity import CONTENT
+from serve.store.model_files import PROVENANCE, content_hash, finish_weights
 from serve.store.revisions import MAIN, Revision, Standing, Store
-from serve.types import ModelId, ModelInfo, PullProgress
+from serve.types import ALL_SEEING, ModelId, ModelInfo, PullProgress, Viewer, Visibility
 
 log = get_logger()
 
@@ -92,21 +93,21 @@ class Hub:
 
     # --- Finding and fetching --------------------------------------------------------------------------------
 
-    def locate(self, model_id: str, *, sees_private: bool = True) -> Revision:
+    def locate(self, model_id: str, *, viewer: Viewer = ALL_SEEING) -> Revision:
         """The model from this disk, or else from the Hub. What is not from the Hub gets nothing from there unasked.
 
         Raises: as `fetch`.
         """
         wanted = ModelId.parse(model_id)  # an impossible id is nobody's: not worth a question
-        found = self._here(model_id, sees_private)
+        found = self._here(model_id, viewer)
         if found is None:
             if not self.enabled:
                 raise self.no_such_model(model_id)
-            found = self._fetch(wanted, sees_private=sees_private, is_asked_for=False)
+            found = self._fetch(wanted, viewer=viewer, is_asked_for=False)
         self._budget.touch(found)
         return found
 
-    def fetch(self, model_id: str, *, on_progress: OnProgress = _ignore, sees_private: bool = True) -> Revision:
+    def fetch(self, model_id: str, *, on_progress: OnProgress = _ignore, viewer: Viewer = ALL_SEEING) -> Revision:
         """Publishes the Hub's revision of `model_id` here. Asks nothing when a full commit sha is named and here.
 
         Raises: ModelNotFound, ModelGated, ModelUnusable, HubUnreachable, DiskFull, StoreUnavailable.
@@ -114,12 +115,12 @@ class Hub:
         wanted = ModelId.parse(model_id)
         if not self.enabled:
             raise ModelNotFound(f"Model {model_id!r} is not here, and the Hub is switched off.", param="model")
-        found = self._here(model_id, sees_private) if _is_commit(wanted) else None
-        return found or self._fetch(wanted, on_progress, sees_private=sees_private, is_asked_for=True)
+        found = self._here(model_id, viewer) if _is_commit(wanted) else None
+        return found or self._fetch(wanted, on_progress, viewer=viewer, is_asked_for=True)
 
     def pull(self, model_id: str, on_progress: OnProgress = _ignore) -> ModelInfo:
         """The Hub's present revision, which then stays here until it is deleted. Raises: as `fetch`."""
-        self.forget(model_id)
+        self._verdicts.forget(model_id.partition("@")[0])
         found = self.fetch(model_id, on_progress=on_progress)
         self._store.keep(found.model_id)
         return self._store.get_model(f"{found.model_id}@{found.revision}")
@@ -136,8 +137,9 @@ class Hub:
         self._budget.touch(found)
 
     def forget(self, model_id: str) -> None:
-        """What could not be served may be fetched again."""
+        """What could not be served may be fetched again; what fetches have left of it goes."""
         self._verdicts.forget(model_id.partition("@")[0])
+        self._claims.forget(model_id.partition("@")[0])
 
     @property
     def is_offline(self) -> bool:
@@ -150,17 +152,18 @@ class Hub:
         where = "neither here nor on the Hub" if self.enabled else "not here. GET /v1/models lists those that are"
         return ModelNotFound(f"Model {model_id!r} is {where}.", param="model")
 
-    def _here(self, model_id: str, sees_private: bool = True) -> Revision | None:
+    def _here(self, model_id: str, viewer: Viewer = ALL_SEEING) -> Revision | None:
         """Nothing is converted for those who may not know of it."""
         with suppress(ModelNotFound):
-            if sees_private or not self._store.locate(model_id).is_private:
+            found = self._store.locate(model_id, viewer)
+            if not self._store.is_to_be_fetched(found):
                 return self._store.resolve(model_id)
         return None
 
     # --- One fetch ---------------------------------------------------------------------------------------------
 
     def _fetch(
-        self, wanted: ModelId, on_progress: OnProgress = _ignore, *, sees_private: bool, is_asked_for: bool
+        self, wanted: ModelId, on_progress: OnProgress = _ignore, *, viewer: Viewer, is_asked_for: bool
     ) -> Revision:
         """Takes its turn on this node, after which what was wanted may be here."""
         deadline = Deadline(self._deadline_s, self._clock)
@@ -170,28 +173,29 @@ class Hub:
                 report = _telling(tell, on_progress)
                 self._store.refresh(str(wanted))  # who had the turn before may be another machine
                 is_still_wanted = is_asked_for and not _is_commit(wanted)
-                if not is_still_wanted and (found := self._here(_spelled(wanted), sees_private)):
+                if not is_still_wanted and (found := self._here(_spelled(wanted), viewer)):
                     return found
+                self._store.burials.check_fetch(str(wanted), is_asked_for=is_asked_for)
                 standing = self._store.standing_of(str(wanted))
-                if standing.is_own and not is_asked_for and (sees_private or not standing.is_private):
+                if standing.is_own and not is_asked_for and viewer.may_see(standing.owner, standing.is_private):
                     return self._store.resolve(_spelled(wanted))  # raises, if it has not just been published
-                repository = self._find(wanted, standing, deadline, report, sees_private)
+                repository = self._find(wanted, standing, deadline, report, viewer)
                 found = self._bring(wanted, standing, repository, deadline, report)
-        if found.is_private and not sees_private:  # it was made so meanwhile
+        if not viewer.may_see(found.owner, found.is_private):  # it was made so meanwhile
             raise self.no_such_model(_spelled(wanted))
         return found
 
     def _find(
-        self, wanted: ModelId, standing: Standing, deadline: Deadline, on_progress: OnProgress, sees_private: bool
+        self, wanted: ModelId, standing: Standing, deadline: Deadline, on_progress: OnProgress, viewer: Viewer
     ) -> Repository:
         """What the Hub has. A model that the caller may not know of is asked for like one that is nowhere."""
         on_progress(PullProgress("resolving"))
-        if sees_private:
+        if viewer.sees_all:
             with self._remembered(wanted, wanted.revision or MAIN):
                 repository = self._look_up(wanted, deadline)
         else:  # what others have learnt tells of a model before it is known whether it is private
             repository = self._look_up(wanted, deadline)
-            if repository.is_private or standing.is_private:
+            if repository.is_private or not viewer.may_see(standing.owner, standing.is_private):
                 raise self.no_such_model(_spelled(wanted))
         if repository.is_disabled:
             raise ModelUnusable(f"'{wanted}' has been disabled by the Hub.")
@@ -214,7 +218,7 @@ class Hub:
                 staged,
                 revision=repository.sha,
                 alias=alias,
-                is_private=repository.is_private or standing.is_private,
+                visibility=Visibility.PRIVATE if repository.is_private or standing.is_private else Visibility.PUBLIC,
                 standing=standing,
             )
         with suppress(OSError):  # the model is here all the same
@@ -268,7 +272,7 @@ class Hub:
     def _confirm(self, found: Revision, repository: Repository, alias: str | None) -> Revision:
         """The commit is here already."""
         if repository.is_private and not found.is_private:
-            self._store.set_private(found.model_id, True)
+            self._store.set_visibility(found.model_id, Visibility.PRIVATE)
         if alias:
             self._store.set_alias(found, alias)
         return self._store.resolve(f"{found.model_id}@{found.revision}")
@@ -280,7 +284,7 @@ class Hub:
             Transfer(self._session, repository, mine, deadline, self._budget, on_progress).run()
             on_progress(PullProgress("converting"))
             finish_weights(mine)
-            write_json(mine / PROVENANCE, repository.provenance)
+            write_json(mine / PROVENANCE, repository.provenance | {CONTENT: content_hash(mine)})
             staged = self._store.stage()
             os.rename(mine, staged)  # over the empty one
         except (ModelUnusable, ModelGated, ModelNotFound):

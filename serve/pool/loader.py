@@ -13,7 +13,8 @@ from serve.types import Tier
 P = TypeVar("P")  # what `prepare` hands to `load`: a mapped file, say
 S = TypeVar("S")  # what a lease gives access to: a place on a device
 
-EvictionReason = Literal["budget", "forgotten", "closed"]
+# late: its load was let go of, and ended after all; memory: the system had none; refused: it does not work
+EvictionReason = Literal["budget", "forgotten", "closed", "late", "memory", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Loader(Protocol[P, S]):
         ...
 
     def load(self, prepared: Prepared[P]) -> S:
-        """Takes memory and fills it; leaves nothing behind when it raises."""
+        """Takes memory and fills it; leaves nothing behind when it raises. Raises: OutOfMemory, ..."""
         ...
 
     def unload(self, slot: S) -> None:

@@ -10,7 +10,7 @@ A model on its way in is an entry, and an entry has one story:
 
 Every decision is taken synchronously on the event loop, so there is no lock; only the loader's calls are
 awaited, on threads of the pool's own. Bytes count from the moment room is promised (`loading`) until
-`unload` has returned, and never exceed the budget.
+`unload` has returned, and never exceed the budget. A load that hangs keeps them as long as its thread does (`hung`).
 
 It knows nothing of devices, files or networks: the loader does. It does not know what is in a slot either.
 """
@@ -23,10 +23,10 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal
 
 from serve.errors import (
     Conflict,
@@ -35,6 +35,7 @@ from serve.errors import (
     ModelNotFound,
     ModelTooLarge,
     ModelUnusable,
+    OutOfMemory,
     Overloaded,
     RookeryError,
 )
@@ -52,6 +53,7 @@ from serve.pool.loader import (
     ResidentModel,
     S,
 )
+from serve.pool.watchdog import LIMIT_S, Hung, ThreadPerCall, Watchdog
 from serve.pool.working_set import WINDOW_S, WorkingSet
 from serve.types import Tier
 
@@ -65,9 +67,7 @@ MAX_REMEMBERED = 4096  # failures; keys come from outside, so their number is no
 # it has been on disk since. A GPT-2 small comes from pinned host memory in about 10 ms, from a file in many times that.
 RELOAD_COST: dict[Tier, float] = {"device": 1.0, "host": 1.0, "disk": 4.0, "hub": 4.0}
 
-_R = TypeVar("_R")
-
-State = Literal["queued", "preparing", "waiting", "loading", "resident", "unloading", "gone"]
+State = Literal["queued", "preparing", "waiting", "loading", "hung", "resident", "unloading", "gone"]
 
 
 @dataclass(eq=False, slots=True)
@@ -94,7 +94,7 @@ class _Entry(Generic[S]):
 
     @property
     def holds_bytes(self) -> bool:
-        return self.state in ("loading", "resident", "unloading")
+        return self.state in ("loading", "hung", "resident", "unloading")
 
     def describe(self, now: float) -> str:
         parts = [f"{self.key}: {self.state}"]
@@ -118,6 +118,9 @@ class ModelPool(Generic[P, S]):
     the first in line has waited for `patience_s` in all, the least recently leased are closed to new leases
     and go with their last.
 
+    A load for which the system has no memory is tried once more when all that is idle has gone. A call of the
+    loader's that takes longer than `limit_s` is let go of: its waiters are told, its turn is another's.
+
     `clock` must run at the pace of the event loop's. `executor` is for tests; the pool closes it either way.
     """
 
@@ -134,6 +137,7 @@ class ModelPool(Generic[P, S]):
         negative_ttl_s: float = 60.0,
         max_waiting: int = 1024,
         working_set_s: float = WINDOW_S,
+        limit_s: float = LIMIT_S,
         clock: Callable[[], float] = time.monotonic,
         on_event: Callable[[PoolEvent], None] | None = None,
         executor: Executor | None = None,
@@ -152,8 +156,8 @@ class ModelPool(Generic[P, S]):
         # Turns, not threads, bound each kind of call, so that a download never holds up a copy, nor a copy an unload.
         self._prepare_turns = asyncio.Semaphore(max_parallel_prepares)
         self._load_turns = asyncio.Semaphore(max_parallel_loads)
-        num_threads = max_parallel_prepares + max_parallel_loads + 1
-        self._threads = executor or ThreadPoolExecutor(num_threads, thread_name_prefix="pool")
+        self._threads = executor or ThreadPerCall()
+        self._watchdog = Watchdog(self._threads, limit_s)
         self._entries: dict[str, _Entry[S]] = {}  # those a new lease can join
         self._alive: dict[_Entry[S], None] = {}  # all of them, retired ones too, oldest first
         self._queue: deque[_Entry[S]] = deque()  # waiting for room
@@ -262,12 +266,22 @@ class ModelPool(Generic[P, S]):
         """
         for key in [key for key in self._failures if match(key)]:
             del self._failures[key]
-        forgotten = [entry for entry in self._entries.values() if match(entry.key)]
-        for entry in forgotten:
-            self._retire(entry, "forgotten")
+        await self._retire_all([entry for entry in self._entries.values() if match(entry.key)], "forgotten")
+
+    async def relieve(self) -> None:
+        """Memory is short, whatever the budget says: every idle model but the pinned ones goes. Returns when they have.
+
+        They are loaded again when they are asked for.
+        """
+        unpinned = [entry for entry in self._entries.values() if entry.state == "resident" and not entry.pinned]
+        await self._retire_all([entry for entry in unpinned if not entry.leases], "memory")
+
+    def refuse(self, key: str, reason: RookeryError, for_s: float) -> None:
+        """New leases of `key` raise `reason` for so long, or until `forget`. It goes when its leases have ended."""
+        self._remember(key, reason, for_s)
+        if (entry := self._entries.get(key)) is not None:
+            self._retire(entry, "refused")
         self._admit()
-        if unloads := [entry.task for entry in forgotten if entry.state == "unloading" and entry.task]:
-            await asyncio.wait(unloads)
 
     async def close(self) -> None:
         """Refuses new leases, then waits for loads under way and for leases to end, and unloads everything."""
@@ -277,9 +291,9 @@ class ModelPool(Generic[P, S]):
         while self._queue:
             self._answer(self._queue.popleft(), _closing())
         self._admit()
-        if self._alive:
+        if not self._is_drained:
             await self._drained.wait()
-        self._threads.shutdown()
+        self._threads.shutdown(wait=False)
 
     def _take(self, key: str) -> _Entry[S]:
         """Joins the entry of `key`, or starts one. Raises before anything has changed."""
@@ -307,6 +321,7 @@ class ModelPool(Generic[P, S]):
             if self._clock() < expires_at:
                 raise copy.copy(failure)
             del self._failures[key]
+        self._watchdog.check(key)
         if self._num_waiting >= self._max_waiting:
             num_loads = sum(entry.state != "resident" for entry in self._alive)
             raise Overloaded(
@@ -347,16 +362,30 @@ class ModelPool(Generic[P, S]):
                 if self._closed:
                     raise _closing()
                 entry.state = "preparing"
-                prepared = await self._call(self._loader.prepare, entry.key)
+                prepared = await self._watchdog.call(entry.key, self._loader.prepare, entry.key)
             await self._get_room(entry, prepared)
             async with self._load_turns:
-                entry.slot = await self._call(self._loader.load, prepared)
+                entry.slot = await self._load(entry, prepared)
         except (Exception, asyncio.CancelledError) as error:
             if entry.state != "gone":  # else it was dropped, and nobody waits
                 self._fail(entry, error)
         else:
             self._welcome(entry)
         self._admit()
+
+    async def _load(self, entry: _Entry[S], prepared: Prepared[P]) -> S:
+        def put_away(slot: S | None) -> None:
+            self._put_away(entry, slot)
+
+        for is_last in (False, True):
+            try:
+                return await self._watchdog.call(entry.key, self._loader.load, prepared, when_late=put_away)
+            except OutOfMemory:
+                if is_last:
+                    raise
+                log.warning("load_out_of_memory", model=entry.key, bytes=entry.num_bytes)
+            await self.relieve()
+        raise AssertionError("the last try returns or raises")
 
     async def _get_room(self, entry: _Entry[S], prepared: Prepared[P]) -> None:
         entry.num_bytes, entry.tier = prepared.num_bytes, prepared.tier
@@ -390,13 +419,29 @@ class ModelPool(Generic[P, S]):
             error = RookeryError(f"Model {entry.key!r} could not be loaded: {type(error).__name__}.", param="model")
         entry.failure = copy.copy(error)  # without the traceback, which would keep the loader's frames alive
         if isinstance(error, FACTS) and not entry.retired:
-            self._failures.pop(entry.key, None)
-            self._failures[entry.key] = (self._clock() + self._negative_ttl_s, entry.failure)
-            if len(self._failures) > MAX_REMEMBERED:
-                del self._failures[next(iter(self._failures))]
-        self._remove(entry)
+            self._remember(entry.key, entry.failure, self._negative_ttl_s)
+        if isinstance(error, Hung) and entry.state == "loading":
+            self._close_entry(entry, "hung")
+        else:
+            self._remove(entry)
         entry.settled.set()
         self._emit(LoadFailed(entry.key, error.code))
+
+    def _remember(self, key: str, reason: RookeryError, for_s: float) -> None:
+        self._failures.pop(key, None)
+        self._failures[key] = (self._clock() + for_s, reason)
+        if len(self._failures) > MAX_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+
+    def _put_away(self, entry: _Entry[S], slot: S | None) -> None:
+        """A load that was let go of has ended after all: what it brought goes, and its bytes are free."""
+        if slot is None:
+            self._remove(entry)
+        else:
+            entry.slot, entry.state, entry.retired = slot, "resident", "late"
+            entry.loaded_at = self._clock()
+            self._let_go(entry)
+        self._admit()
 
     def _retire(self, entry: _Entry[S], reason: EvictionReason) -> None:
         """Closes the entry to new leases; it goes with its last one, or now."""
@@ -404,6 +449,14 @@ class ModelPool(Generic[P, S]):
         entry.retired = reason
         entry.pinned = False
         self._let_go(entry)
+
+    async def _retire_all(self, entries: list[_Entry[S]], reason: EvictionReason) -> None:
+        """Returns when those that nobody leases are unloaded."""
+        for entry in entries:
+            self._retire(entry, reason)
+        self._admit()
+        if unloads := [entry.task for entry in entries if entry.state == "unloading" and entry.task]:
+            await asyncio.wait(unloads)
 
     def _let_go(self, entry: _Entry[S]) -> None:
         """What becomes of an entry that nobody leases or waits for. Once a thread has begun a load, it goes on.
@@ -429,7 +482,7 @@ class ModelPool(Generic[P, S]):
     async def _unload(self, entry: _Entry[S], reason: EvictionReason) -> None:
         assert entry.slot is not None and not entry.leases
         try:
-            await self._call(self._loader.unload, entry.slot)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._loader.unload, entry.slot)
         except Exception:  # the loader's own fault; counting its bytes for ever would only spread the damage
             log.exception("unload_failed", model=entry.key)
         entry.slot = None
@@ -438,14 +491,21 @@ class ModelPool(Generic[P, S]):
         self._admit()
 
     def _remove(self, entry: _Entry[S]) -> None:
-        entry.state = "gone"
         del self._alive[entry]
+        self._close_entry(entry, "gone")
+
+    def _close_entry(self, entry: _Entry[S], state: State) -> None:
+        entry.state = state
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
         if entry in self._queue:
             self._queue.remove(entry)
-        if self._closed and not self._alive:
+        if self._closed and self._is_drained:
             self._drained.set()
+
+    @property
+    def _is_drained(self) -> bool:
+        return all(entry.state == "hung" for entry in self._alive)
 
     # --- Room ---------------------------------------------------------------------------------------------
 
@@ -532,9 +592,6 @@ class ModelPool(Generic[P, S]):
         return victims
 
     # --- The outside --------------------------------------------------------------------------------------
-
-    async def _call(self, function: Callable[..., _R], *args: object) -> _R:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _emit(self, event: PoolEvent) -> None:
         match event:

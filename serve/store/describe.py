@@ -20,7 +20,7 @@ from serve.store.model_files import AVATARS, PICTURES, PROVENANCE
 from serve.store.previews import read_preview
 from serve.store.texts import is_visible, printable
 from serve.store.validate import read_json, read_shape
-from serve.types import MAX_SAMPLE_CHARS, ModelId, ModelInfo, RevisionInfo
+from serve.types import MAX_SAMPLE_CHARS, ModelId, ModelInfo, RevisionInfo, Visibility
 
 MAX_CARD_BYTES = 1_000_000
 BOT_TAG = "huggingtweets"  # by which the Hub finds bots of this kind
@@ -34,7 +34,13 @@ _DATES = range(253_370_764_800)  # Unix seconds before the year 9999: no later o
 
 
 def describe(
-    model_id: str, revision: str, folder: Path, *, is_private: bool = False, is_embedded: bool = False
+    model_id: str,
+    revision: str,
+    folder: Path,
+    *,
+    visibility: Visibility = Visibility.PUBLIC,
+    owner: str = "",
+    is_embedded: bool = False,
 ) -> ModelInfo:
     """The catalogue's entry for one folder."""
     provenance = _read(folder / PROVENANCE)
@@ -55,7 +61,8 @@ def describe(
         sample=_sample(folder, provenance),
         num_avatars=next((number for number in range(len(AVATARS)) if not find_avatar(folder, number)), len(AVATARS)),
         tags=_tags(provenance),
-        is_private=is_private,
+        visibility=visibility,
+        owner=owner,
         from_hub=_is_from_hub(provenance),
         is_embedded=is_embedded,
     )
@@ -75,6 +82,11 @@ def describe_revision(model_id: str, revision: str, folder: Path, *, is_main: bo
         step=_step(provenance),
         losses=_losses(losses) if isinstance(losses, dict) else {},
     )
+
+
+def provenance_of(folder: Path) -> dict[str, Any]:
+    """What was written beside the files; nothing where that cannot be read."""
+    return _read(folder / PROVENANCE)
 
 
 def is_from_hub(folder: Path) -> bool:

@@ -85,6 +85,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """There is such a folder, and its name is on the disk: what is synced in it is not lost with the way to it."""
+    missing = [one for one in folder.parents if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in (folder, *missing):
+        sync(one.parent)
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """For people to read as well, in a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,3 +111,10 @@ def read_in_order(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while file.read(8 << 20):
             pass
+
+
+def forget_cached(path: Path) -> None:
+    """Has who reads the file next read the disk itself, not the system's copy of it."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from serve.store.disk import locked
 from serve.store.homes import NO_NAMESPACE, home_names
-from serve.store.index_search import Filter, Place, select
+from serve.store.index_search import Filter, Place, select, walks
 from serve.store.index_tables import (
     COLUMNS,
     FOLDERS,
@@ -31,12 +31,12 @@ from serve.store.index_tables import (
     add_folder,
     add_names,
     entry_of,
-    listing_name,
     namespace_of,
     note_folder,
     put,
     schema,
 )
+from serve.types import Viewer
 
 T = TypeVar("T")
 
@@ -122,16 +122,21 @@ class Index:
             self._not_before.pop(_ALL, None)
             raise IndexDamaged("not complete")
 
-    def count(self, hidden_ids: Sequence[str], *, with_private: bool) -> int:
-        """How many are served, but for these ids in lower case; one that has not been described is taken for public."""
-        shown = "is_shown = 1" + " AND is_private = 0" * (not with_private)
-        listed = f"SELECT count(*) FROM models INDEXED BY {listing_name(False, False, not with_private)} WHERE {shown}"
-        hidden = f"SELECT count(*) FROM models WHERE {shown} AND lower_id IN (SELECT value FROM json_each(?))"
+    def count(self, hidden_ids: Sequence[str], viewer: Viewer) -> int:
+        """How many are listed, but for these ids in lower case; one that has not been described is taken for public."""
+        hidden, num_models = json.dumps(hidden_ids), 0
         with self._reading() as db:
             self._check_complete(db)
-            [num_listed] = db.execute(listed).fetchone()
-            [num_hidden] = db.execute(hidden, (json.dumps(hidden_ids),)).fetchone()
-            return int(num_listed - num_hidden)
+            for walk in walks(viewer):
+                where = " AND ".join(walk.where)
+                listed = f"SELECT count(*) FROM models AS m INDEXED BY {walk.listing} WHERE {where}"
+                unlisted = f"SELECT count(*) FROM models AS m WHERE {where} AND m.lower_id IN"
+                [num_listed] = db.execute(listed, walk.values).fetchone()
+                [num_hidden] = db.execute(
+                    f"{unlisted} (SELECT value FROM json_each(?))", (*walk.values, hidden)
+                ).fetchone()
+                num_models += num_listed - num_hidden
+        return num_models
 
     def hidden(self, limit: int) -> list[Entry]:
         """Homes in which no model was served when they were described: each time the next, where there are many."""
@@ -143,6 +148,11 @@ class Index:
     def undescribed(self, limit: int) -> list[str]:
         """Ids of homes of which no more than the name is known."""
         return [one for (one,) in self._query("SELECT id FROM models WHERE mtime_ns IS NULL LIMIT ?", (limit,))]
+
+    def bytes_of(self, owner: str) -> int:
+        """Of the newest revisions of this tenant's models, as far as they have been described."""
+        sizes = "SELECT coalesce(sum(json_extract(info, '$[1].num_bytes')), 0) FROM models"
+        return int(self._query(f"{sizes} WHERE owner = ? AND owner != ''", (owner,))[0][0])
 
     def fetched_bytes(self) -> int:
         """Of all that `fetched` tells of."""
@@ -321,6 +331,7 @@ class Index:
             db.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
             # The journal stays, empty: its coming and going would change the time of the folder they are in.
             db.execute("PRAGMA journal_mode = TRUNCATE")
+            db.execute("PRAGMA secure_delete = ON")  # it holds a text of each model: with the model it goes
             if db.execute("PRAGMA user_version").fetchone() != (VERSION,):
                 raise _NotOurs("another version")
             return db

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.store.homes import NO_NAMESPACE
-from serve.store.index_tables import COLUMNS, Entry, entry_of, listing_name
-from serve.types import ModelInfo
+from serve.store.index_tables import COLUMNS, Entry, entry_of, listing_name, own_listing_name
+from serve.types import ALL_SEEING, ModelInfo, Viewer, Visibility
 
 _FEW = 1000  # that are fetched and sorted
 _MAX_INT = 2**63 - 1
@@ -25,7 +25,7 @@ class Filter:
     query: str = ""
     owner: str | None = None
     tags: tuple[str, ...] = ()
-    with_private: bool = True
+    viewer: Viewer = ALL_SEEING
 
     def admits(self, info: ModelInfo) -> bool:
         """What the index is asked for, of one model."""
@@ -34,7 +34,7 @@ class Filter:
             self.query.lower() in info.model_id.lower()
             and (self.owner is None or self.owner.lower() == namespace.lower())
             and set(self.tags) <= set(info.tags)
-            and (self.with_private or not info.is_private)
+            and self.viewer.may_see(info.owner, is_private=info.visibility is not Visibility.PUBLIC)
         )
 
 
@@ -54,6 +54,26 @@ class Place:
         return cls(_utf8(model_id), max(-_MAX_INT, min(created_at, _MAX_INT)))
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One way through the models in order: an index, and what holds of those in it that are meant."""
+
+    listing: str
+    where: tuple[str, ...] = ("m.is_shown = 1",)
+    values: tuple[str, ...] = ()
+
+
+def walks(viewer: Viewer, *, by_age: bool = False, by_owner: bool = False) -> list[Walk]:
+    """Which lead past all models that the viewer meets, and past no others: of those there may be many."""
+    if viewer.sees_all:
+        return [Walk(listing_name(by_age, by_owner, public=False))]
+    public = Walk(listing_name(by_age, by_owner, public=True), ("m.is_shown = 1", "m.is_public = 1"))
+    if not viewer.tenant:
+        return [public]
+    own = Walk(own_listing_name(by_age), ("m.is_shown = 1", "m.is_public = 0", "m.owner = ?"), (viewer.tenant,))
+    return [public, own]
+
+
 def select(db: sqlite3.Connection, wanted: Filter, after: Place | None, limit: int, newest_first: bool) -> list[Entry]:
     """The next `limit` models that stand behind `after`."""
     where, values = _conditions(wanted)
@@ -63,20 +83,21 @@ def select(db: sqlite3.Connection, wanted: Filter, after: Place | None, limit: i
     if newest_first:
         where.append("m.created_at IS NOT NULL")
     order = "m.created_at DESC, m.id DESC" if newest_first else "m.id"
-    few = _few(db, wanted)
-    if few is None:
-        listing = listing_name(newest_first, wanted.owner is not None, not wanted.with_private)
-        source = f"models AS m INDEXED BY {listing}"
-    else:
-        source, values = "json_each(?) AS one CROSS JOIN models AS m ON m.key = one.value", [json.dumps(few), *values]
-    sql = f"SELECT {COLUMNS} FROM {source} WHERE {' AND '.join(where)} ORDER BY {order} LIMIT ?"
-    return [entry_of(row) for row in db.execute(sql, (*_sayable(values), limit)).fetchall()]
+    few, found = _few(db, wanted), list[Entry]()
+    for walk in walks(wanted.viewer, by_age=newest_first, by_owner=wanted.owner is not None):
+        source, among = f"models AS m INDEXED BY {walk.listing}", list[Any]()
+        if few is not None:
+            source, among = "json_each(?) AS one CROSS JOIN models AS m ON m.key = one.value", [json.dumps(few)]
+        said = " AND ".join([*walk.where, *where])
+        sql = f"SELECT {COLUMNS} FROM {source} WHERE {said} ORDER BY {order} LIMIT ?"
+        found += map(entry_of, db.execute(sql, (*_sayable([*among, *walk.values, *values]), limit)).fetchall())
+    if newest_first:
+        return sorted(found, key=lambda one: (one.indexed_at, one.model_id), reverse=True)[:limit]
+    return sorted(found, key=lambda one: one.model_id)[:limit]
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
-    where, values = ["m.is_shown = 1"], list[Any]()
-    if not wanted.with_private:
-        where.append("m.is_private = 0")
+    where, values = list[str](), list[Any]()
     if wanted.owner is not None:
         where.append("m.lower_namespace = ?")
         values.append(wanted.owner.lower())

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from serve.store.homes import NO_NAMESPACE
-from serve.types import ModelInfo
+from serve.types import ModelInfo, Visibility
 
-VERSION = 2  # of the tables, and of what is in `info`
+VERSION = 3  # of the tables, and of what is in `info`
 UNTRUSTED = 0  # a time that no home has
 FOLDERS = "SELECT name, mtime_ns, is_settled FROM folders"
 COLUMNS = "m.id, m.mtime_ns, m.info, m.created_at"  # of an entry
@@ -29,12 +29,14 @@ CREATE TABLE models(
     key INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, lower_id TEXT NOT NULL, namespace TEXT NOT NULL,
     lower_namespace TEXT NOT NULL, name TEXT NOT NULL,
     mtime_ns INTEGER,  -- of its home when it was described; NULL: never
-    is_shown INTEGER NOT NULL DEFAULT 1, is_private INTEGER NOT NULL DEFAULT 0,
+    is_shown INTEGER NOT NULL DEFAULT 1, is_public INTEGER NOT NULL DEFAULT 1,
+    owner TEXT NOT NULL DEFAULT '',  -- the tenant whose it is
     created_at INTEGER, info TEXT
 );
 CREATE INDEX models_by_lower_id ON models(lower_id);
 CREATE INDEX models_by_namespace ON models(namespace, id);
 CREATE INDEX models_undescribed ON models(key) WHERE mtime_ns IS NULL;
+CREATE INDEX models_by_owner ON models(owner) WHERE owner != '';
 CREATE INDEX models_hidden ON models(key) WHERE is_shown = 0;
 {{listings}}
 CREATE TABLE tags(tag TEXT, model INTEGER, PRIMARY KEY(tag, model)) WITHOUT ROWID;
@@ -77,15 +79,23 @@ def _listings() -> str:
         for by_owner in (False, True):
             for public in (False, True):
                 columns = ["lower_namespace"] * by_owner + ["created_at"] * by_age + ["id"]
-                name, where = listing_name(by_age, by_owner, public), "is_shown = 1" + " AND is_private = 0" * public
+                name, where = listing_name(by_age, by_owner, public), "is_shown = 1" + " AND is_public = 1" * public
                 where += " AND created_at IS NOT NULL" * by_age
                 sql += f"CREATE INDEX {name} ON models({', '.join(columns)}) WHERE {where};\n"
+        columns, where = ["owner"] + ["created_at"] * by_age + ["id"], "is_shown = 1 AND is_public = 0"
+        where += " AND created_at IS NOT NULL" * by_age
+        sql += f"CREATE INDEX {own_listing_name(by_age)} ON models({', '.join(columns)}) WHERE {where};\n"
     return sql
 
 
 def listing_name(by_age: bool, by_owner: bool, public: bool) -> str:
     """Of the index in which to walk."""
     return f"listed_by_{'age' if by_age else 'id'}{'_owner' * by_owner}{'_public' * public}"
+
+
+def own_listing_name(by_age: bool) -> str:
+    """Of the index in which to walk a tenant's own models that are not public."""
+    return f"own_by_{'age' if by_age else 'id'}"
 
 
 def add_names(db: sqlite3.Connection, namespace: str, ids: str, values: Sequence[Any]) -> None:
@@ -120,13 +130,14 @@ def put(db: sqlite3.Connection, model_id: str, entry: Entry | None, *, is_truste
     add_folder(db, namespace)
     [(key,)] = db.execute("SELECT key FROM models WHERE id = ?", (model_id,))
     mtime_ns, created_at = entry.mtime_ns if is_trusted else UNTRUSTED, info.created_at if info else 0
-    is_private = info is not None and info.is_private
+    is_public, owner = (info.visibility is Visibility.PUBLIC, info.owner) if info else (True, "")
     # Three steps, since an index is written whenever a column of its is named, whether or not it changes.
     db.execute("UPDATE models SET mtime_ns = ?, info = ? WHERE key = ?", (mtime_ns, _pack(entry), key))
     db.execute("UPDATE models SET created_at = ?1 WHERE key = ?2 AND created_at IS NOT ?1", (created_at, key))
     db.execute(
-        "UPDATE models SET is_shown = ?1, is_private = ?2 WHERE key = ?3 AND (is_shown, is_private) != (?1, ?2)",
-        (info is not None, is_private, key),
+        "UPDATE models SET is_shown = ?1, is_public = ?2, owner = ?3"
+        " WHERE key = ?4 AND (is_shown, is_public, owner) != (?1, ?2, ?3)",
+        (info is not None, is_public, owner, key),
     )
     db.execute("DELETE FROM tags WHERE model = ?", (key,))
     db.executemany("INSERT OR IGNORE INTO tags VALUES (?, ?)", ((tag, key) for tag in (info.tags if info else ())))
@@ -145,7 +156,8 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
     indexed_at = indexed_at if isinstance(indexed_at, int) else 0
     try:
         is_by_hand, said = json.loads(packed)
-        info = ModelInfo(**{**said, "handles": tuple(said["handles"]), "tags": tuple(said["tags"])})
+        given = {"handles": tuple(said["handles"]), "tags": tuple(said["tags"])}
+        info = ModelInfo(**{**said, **given, "visibility": Visibility(said["visibility"])})
         return Entry(model_id, mtime_ns, info, is_by_hand, indexed_at=indexed_at)
     except (TypeError, ValueError, KeyError):  # never described, or damaged
         return Entry(model_id, UNTRUSTED, None, indexed_at=indexed_at)

@@ -21,7 +21,7 @@ from serve.store.index_search import Filter, Place
 from serve.store.index_tables import Entry
 from serve.store.lookup import Lookup, Revision
 from serve.store.marks import KEPT, is_marked
-from serve.types import ModelId, ModelInfo, Page
+from serve.types import ModelId, ModelInfo, Page, Viewer
 
 _BATCH = 2000
 _SMALL_BATCH, _PAUSE_S = 100, 0.05  # so that others need not wait for the lock, nor for a core
@@ -45,15 +45,21 @@ class Listing:
         infos.sort(key=_by_age if newest_first else _by_id, reverse=newest_first)
         return Page(tuple(infos[:limit]), has_more=len(infos) > limit)
 
-    def count(self, *, with_private: bool) -> int | None:
+    def count(self, viewer: Viewer) -> int | None:
         """Of those in all pages, by the index; None where there can be none."""
         with suppress(IndexUnavailable):
-            return despite_damage(lambda: self._count(with_private)) + len(self._embedded)
+            return despite_damage(lambda: self._count(viewer)) + len(self._embedded)
         return None
 
-    def _count(self, with_private: bool) -> int:
+    def _count(self, viewer: Viewer) -> int:
         self._catch_up(describe_all=False)
-        return self._index.count([info.model_id.lower() for info in self._embedded], with_private=with_private)
+        return self._index.count([info.model_id.lower() for info in self._embedded], viewer)
+
+    def bytes_of(self, owner: str) -> int:
+        """Of a tenant's models, by the index; 0 where there can be none."""
+        with suppress(IndexUnavailable):
+            return despite_damage(lambda: self._index.bytes_of(owner))
+        return 0
 
     def describe_slowly(self) -> None:
         """What every model says, bit by bit: the first who asks for an order that needs it should not have to wait."""
@@ -100,6 +106,12 @@ class Listing:
             self._index.refresh(sorted(changed), self._describe_all, wait=True)
             checked |= changed
 
+    def forget(self, wanted: ModelId) -> None:
+        """Looks again at a model that another machine has changed, in whatever case it is spelled."""
+        with suppress(IndexUnavailable):
+            spelled = self._index.spellings(wanted.namespace, str(wanted).lower())
+            self._index.refresh(spelled, self._describe_all, wait=True)
+
     def following(self, home: Path) -> AbstractContextManager[None]:
         """Around each change of a home, under the lock."""
         return self._index.following(self._homes.id_of(home), self._describe_all)
@@ -110,7 +122,7 @@ class Listing:
         try:
             mtime_ns = os.stat(home).st_mtime_ns
             main = self._lookup.main_in(home)
-            info = _describe(main) if main else None
+            info = describe_found(main) if main else None
             revisions = () if is_marked(home, KEPT) else self._lookup.revisions_in(home)
             fetched = tuple(_fetched(info, revisions))
             return Entry(model_id, mtime_ns, info, main is not None and main.path == home, fetched)
@@ -211,15 +223,19 @@ class Listing:
 
     @cached_property
     def _embedded(self) -> list[ModelInfo]:
-        return [_describe(found) for found in self._lookup.embedded()]
+        return [describe_found(found) for found in self._lookup.embedded()]
 
     def _is_hidden(self, model_id: str) -> bool:
         return self._lookup.is_embedded(ModelId.parse(model_id))
 
 
-def _describe(found: Revision) -> ModelInfo:
+def describe_found(found: Revision) -> ModelInfo:
+    """The catalogue's entry for it. Raises: OSError."""
     return describe(
-        found.model_id, found.revision, found.path, is_private=found.is_private, is_embedded=found.is_embedded
+        *(found.model_id, found.revision, found.path),
+        visibility=found.visibility,
+        owner=found.owner,
+        is_embedded=found.is_embedded,
     )
 
 

@@ -25,9 +25,8 @@ from typing import IO, NamedTuple
 from serve.errors import DiskFull
 from serve.logs import get_logger, ms
 from serve.store.budget import IN_USE_S, RESERVE_BYTES
-from serve.store.describe import is_from_hub
 from serve.store.homes import NO_NAMESPACE, Homes
-from serve.store.model_files import content_hash
+from serve.store.integrity import is_intact
 from serve.store.validate import WEIGHTS
 from serve.types import ModelId
 
@@ -130,7 +129,7 @@ class LocalCopies:
         started, num_bytes = time.monotonic(), weights.stat().st_size
         self._make_room(num_bytes)
         digest = _copy(weights, part)
-        if os.fstat(part.fileno()).st_size != num_bytes or not _is_named_by(weights.parent, digest):
+        if os.fstat(part.fileno()).st_size != num_bytes or is_intact(weights.parent, {WEIGHTS: digest}) is False:
             raise _Differs
         os.fchmod(part.fileno(), 0o444)
         os.fsync(part.fileno())  # a machine that goes down must not leave zeros of the right size
@@ -176,7 +175,7 @@ class _Kept(NamedTuple):
 
 
 class _Differs(Exception):
-    """What was copied is not what the revision's name says."""
+    """What was copied is not what was published."""
 
 
 def _reason(exc: Exception) -> str:
@@ -207,11 +206,6 @@ def _copy(source: Path, target: IO[bytes]) -> str:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     target.flush()
     return digest.hexdigest()
-
-
-def _is_named_by(folder: Path, digest: str) -> bool:
-    """Whether a revision is what its name says, if its weights have this sha256. A Hub's name says nothing of that."""
-    return is_from_hub(folder) or content_hash(folder, {WEIGHTS: digest}) == folder.name
 
 
 # --- One at a time ------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from pathlib import Path
 from serve.errors import ModelNotFound
 from serve.store.homes import NO_NAMESPACE, Homes
 from serve.store.index import Index, IndexUnavailable, despite_damage
-from serve.store.marks import PRIVATE, is_marked
+from serve.store.marks import PRIVATE, is_marked, read_owner, read_visibility
 from serve.store.model_files import content_hash, fingerprint
-from serve.types import ModelId
+from serve.types import ALL_SEEING, ModelId, Viewer, Visibility
 
 MAIN = "main"
 MIN_PREFIX = 7  # characters by which a revision may be called, if no other begins with them
@@ -31,8 +31,13 @@ class Revision:
     model_id: str
     revision: str
     path: Path
-    is_private: bool = False  # the model, now
+    visibility: Visibility = Visibility.PUBLIC  # of the model, now
+    owner: str = ""  # the tenant whose the model is
     is_embedded: bool = False
+
+    @property
+    def is_private(self) -> bool:
+        return self.visibility is Visibility.PRIVATE
 
 
 class Lookup:
@@ -50,13 +55,16 @@ class Lookup:
         """The models that come with the program."""
         return [Revision(one.model_id, one.revision, one.path, is_embedded=True) for one in self._embedded.values()]
 
-    def home_of(self, wanted: ModelId) -> Path | None:
-        """The model's home: by its exact name first, then whatever the case (X handles have none)."""
+    def home_of(self, wanted: ModelId, viewer: Viewer = ALL_SEEING) -> Path | None:
+        """The model's home: by its exact name first, then whatever the case (X handles have none).
+
+        One that the viewer may not see is looked for as long as one that is not there.
+        """
         exact = self._homes.of(wanted)
-        if exact.is_dir():
+        if _is_there(exact, viewer):
             return exact
         homes = (self._homes.of(ModelId.parse(model_id)) for model_id in self._other_spellings(wanted))
-        return next((home for home in homes if home.is_dir()), None)
+        return next((home for home in homes if _is_there(home, viewer)), None)
 
     def _other_spellings(self, wanted: ModelId) -> list[str]:
         lower_id = str(wanted).lower()
@@ -66,19 +74,19 @@ class Lookup:
             ids = self._homes.ids((wanted.namespace or NO_NAMESPACE).lower())
             return sorted((one for one in ids if one.lower() == lower_id), reverse=True)
 
-    def find(self, wanted: ModelId) -> Revision | None:
+    def find(self, wanted: ModelId, viewer: Viewer = ALL_SEEING) -> Revision | None:
         """The model's own folder. Raises: ModelNotFound for a beginning that several revisions share."""
         if self.is_embedded(wanted):
             return self._find_embedded(wanted)
-        home = self.home_of(wanted)
+        home = self.home_of(wanted, viewer)
         return None if home is None else self._find_in(home, wanted.revision or MAIN)
 
-    def revisions(self, wanted: ModelId) -> list[Revision]:
+    def revisions(self, wanted: ModelId, viewer: Viewer = ALL_SEEING) -> list[Revision]:
         """All of a model, newest first: by when each was made, whatever `main` names now."""
         if self.is_embedded(wanted):
             found = self._find_embedded(wanted)
             return [found] if found else []
-        home = self.home_of(wanted)
+        home = self.home_of(wanted, viewer)
         made_at: dict[Revision, int] = {}
         for one in self.revisions_in(home) if home else ():
             with suppress(FileNotFoundError):  # removed since
@@ -110,7 +118,7 @@ class Lookup:
         if (path / "config.json").is_file():
             # The link is read once: what a request is given stays, whatever `main` points to next.
             path = home / os.readlink(path) if path.is_symlink() else path
-            return Revision(self._homes.id_of(home), path.name, path, is_marked(home, PRIVATE))
+            return self._revision(home, path.name, path)
         if name == MAIN:
             return self._put_by_hand(home)
         found = [one for one in self.revisions_in(home) if _begins(one, name)]
@@ -123,11 +131,11 @@ class Lookup:
 
     def revisions_in(self, home: Path) -> list[Revision]:
         """All of a home, in no order."""
-        model_id, is_private = self._homes.id_of(home), is_marked(home, PRIVATE)
+        model_id, visibility, owner = self._homes.id_of(home), read_visibility(home), read_owner(home)
         with os.scandir(home) as entries:
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."]
         found = [
-            Revision(model_id, name, home / name, is_private)
+            Revision(model_id, name, home / name, visibility, owner)
             for name in names
             if (home / name / "config.json").is_file()
         ]
@@ -137,7 +145,10 @@ class Lookup:
     def _put_by_hand(self, home: Path) -> Revision | None:
         if not (home / "config.json").is_file():
             return None
-        return Revision(self._homes.id_of(home), fingerprint(home), home, is_marked(home, PRIVATE))
+        return self._revision(home, fingerprint(home), home)
+
+    def _revision(self, home: Path, name: str, path: Path) -> Revision:
+        return Revision(self._homes.id_of(home), name, path, read_visibility(home), read_owner(home))
 
 
 class _Embedded:
@@ -150,6 +161,11 @@ class _Embedded:
     @cached_property
     def revision(self) -> str:
         return content_hash(self.path)
+
+
+def _is_there(home: Path, viewer: Viewer) -> bool:
+    """Whether it is a home, for them."""
+    return home.is_dir() and (viewer.sees_all or viewer.may_see(read_owner(home), is_marked(home, PRIVATE)))
 
 
 def _begins(found: Revision, prefix: str | None) -> bool:

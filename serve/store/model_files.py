@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from serve.errors import ModelUnusable
@@ -81,14 +81,16 @@ def seal(folder: Path) -> None:
     sync(folder)
 
 
-def content_hash(folder: Path, known: Mapping[str, str] | None = None) -> str:
+def content_hash(folder: Path, known: Mapping[str, str] | None = None, without: Collection[str] = ()) -> str:
     """sha256 over the sorted (name, sha256) of a model's files, shortened to the length of a commit's.
 
-    `known`: the sha256 of files that need not be read.
+    `known`: the sha256 of files that need not be read; `without`: files that do not count.
     """
     total = hashlib.sha256()
     for path in sorted(model_files(folder)):
         name = path.relative_to(folder).as_posix()
+        if name in without:
+            continue
         digest = (known or {}).get(name) or _sha256(path)
         total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()[:REVISION_LENGTH]

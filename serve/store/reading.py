@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from serve.errors import InvalidRequest, ModelNotFound, ModelUnusable
+from serve.errors import InvalidRequest, ModelNotFound, ModelUnusable, RookeryError, model_disabled
 from serve.store import datasets, files
+from serve.store.burials import Burials
 from serve.store.conversions import Conversions
-from serve.store.deletions import Deletions
 from serve.store.describe import (
-    describe,
     describe_revision,
     find_avatar,
     find_picture,
@@ -29,13 +28,13 @@ from serve.store.disk import refresh, translated
 from serve.store.homes import Homes
 from serve.store.index import Index
 from serve.store.index_search import Filter, Place
-from serve.store.listing import Listing
+from serve.store.listing import Listing, describe_found
 from serve.store.lookup import Lookup, Revision
-from serve.store.marks import PRIVATE, is_marked
+from serve.store.marks import DAMAGED, PRIVATE, is_marked, read_owner
 from serve.store.model_files import WEIGHT_FILES
 from serve.store.staging import Staging
 from serve.store.validate import WEIGHTS
-from serve.types import ModelId, ModelInfo, Page, RepoFile, RevisionInfo
+from serve.types import ALL_SEEING, ModelId, ModelInfo, Page, RepoFile, RevisionInfo, Viewer
 
 
 class Fetched(NamedTuple):
@@ -58,6 +57,7 @@ class Standing(NamedTuple):
     is_private: bool
     is_own: bool
     deletion: str | None  # which one was the last
+    owner: str = ""  # the tenant whose it is
 
 
 class Reader:
@@ -78,7 +78,7 @@ class Reader:
             if cache is not None:
                 cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._conversions = Conversions(models / ".converted", self._staging, self._lock)
-        self._deletions = Deletions(models / ".deleted")
+        self.burials = Burials(models / ".tombstones")
 
     @property
     def models(self) -> Path:
@@ -95,30 +95,59 @@ class Reader:
     def refresh(self, model_id: str) -> None:
         """What another machine has just done to the model is seen from now on, not some seconds later."""
         home = self._homes.of(ModelId.parse(model_id))
-        refresh(self._models, home.parent, home, self._deletions.root)
+        refresh(self._models, home.parent, home, self.burials.root)
 
-    def resolve(self, model_id: str) -> Revision:
+    def forget(self, model_id: str) -> None:
+        """What this machine has derived of a model goes or is made anew: another one has deleted or disabled it."""
+        self.refresh(model_id)
+        self._listing.forget(ModelId.parse(model_id))
+
+    def why_stopped(self, model_id: str) -> RookeryError:
+        """What to tell those for whom the model wrote when it was deleted or disabled. Raises: StoreUnavailable."""
+        with translated("look up a model"):
+            found = self.burials.of(model_id)
+        if found is not None and found.why == "disabled":
+            return model_disabled(model_id)
+        return ModelNotFound(f"Model {model_id!r} was deleted while it wrote.", param="model")
+
+    def resolve(self, model_id: str, viewer: Viewer = ALL_SEEING) -> Revision:
         """The folder to serve for `model_id`, from this disk alone, with its weights as model.safetensors.
 
         After `@` may stand a revision, its first characters (7 at least), or an alias.
-        Raises: ModelNotFound, ModelUnusable, StoreUnavailable.
+        Raises: ModelNotFound, ModelDisabled, ModelUnusable, StoreUnavailable.
         """
-        return self._served(self.locate(model_id))
+        found = self.locate(model_id, viewer)
+        self.check_use(found)
+        return self._served(found)
+
+    def check_use(self, found: Revision) -> None:
+        """Whether it may be used: asked for each text. Raises: ModelDisabled, ModelNotFound, StoreUnavailable."""
+        with translated("look up a model"):
+            self.burials.check_use(found.model_id)
+
+    def is_to_be_fetched(self, found: Revision) -> bool:
+        """Whether the disk has damaged it, and a Hub has it still."""
+        return is_marked(found.path, DAMAGED) and is_from_hub(found.path)
 
     def _served(self, found: Revision) -> Revision:
+        if is_marked(found.path, DAMAGED):
+            raise ModelUnusable(
+                f"The disk has damaged the files of '{found.model_id}@{found.revision}': roll the model back to "
+                "another revision, or make it again."
+            )
         if (found.path / WEIGHTS).exists() or not any((found.path / name).exists() for name in WEIGHT_FILES):
             return found
         return replace(found, path=self._conversions.copy_of(found.model_id, found.revision, found.path))
 
-    def locate(self, model_id: str) -> Revision:
+    def locate(self, model_id: str, viewer: Viewer = ALL_SEEING) -> Revision:
         """The model's own folder, whatever its weights are: a few looks at the disk, and nothing is converted.
 
-        Raises: ModelNotFound, StoreUnavailable.
+        Raises: ModelNotFound, also for what the viewer may not see; StoreUnavailable.
         """
         wanted = ModelId.parse(model_id)
         with translated("look up a model"):
             try:
-                found = self._lookup.find(wanted)
+                found = self._lookup.find(wanted, viewer)
             except FileNotFoundError:
                 found = None  # deleted between two looks at it
         if found is None:
@@ -149,14 +178,16 @@ class Reader:
         if self._lookup.is_embedded(wanted):
             return Standing(str(wanted), True, False, True, None)
         with translated("look up a model"):
-            deletion = self._deletions.last(str(wanted))  # first: a later one is to be noticed
+            burial = self.burials.of(str(wanted))  # first: a later one is to be noticed
+            deletion = burial.word if burial else None
             home = self._lookup.home_of(wanted)
             if home is not None:
                 with suppress(FileNotFoundError):  # deleted between two looks at it
                     main = self._lookup.main_in(home)
                     revisions = [main] if main else self._lookup.revisions_in(home)
                     is_own = not all(one.path != home and is_from_hub(one.path) for one in revisions)
-                    return Standing(self._homes.id_of(home), True, is_marked(home, PRIVATE), is_own, deletion)
+                    is_private = is_marked(home, PRIVATE)
+                    return Standing(self._homes.id_of(home), True, is_private, is_own, deletion, read_owner(home))
         return Standing(str(wanted), False, False, False, deletion)
 
     # --- The catalogue ------------------------------------------------------------------------------------
@@ -171,40 +202,52 @@ class Reader:
         owner: str | None = None,
         tags: Sequence[str] = (),
         newest_first: bool = False,
-        with_private: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[ModelInfo]:
         """By id those after the id `after`; or the newest first those `older_than` a (created_at, id).
 
-        `query`: a part of the id, and `owner`: the namespace, in any case; `tags`: all of them.
+        `query`: a part of the id, and `owner`: the namespace, in any case; `tags`: all of them. Of others' than the
+        viewer's only public ones.
         """
         place = Place.after(older_than) if newest_first else Place.after(None if after is None else (0, after))
-        wanted = Filter(query or "", owner, tuple(tags), with_private)
+        wanted = Filter(query or "", owner, tuple(tags), viewer)
         with translated("list the models"):
-            return self._listing.page(wanted, limit=limit, after=place, newest_first=newest_first)
+            page = self._listing.page(wanted, limit=limit, after=place, newest_first=newest_first)
+            return Page(tuple(map(self._as_used, page.items)), page.has_more)
 
-    def count_models(self, *, with_private: bool = True) -> int | None:
+    def count_models(self, *, viewer: Viewer = ALL_SEEING) -> int | None:
         """How many `list_models` would list in all; None where only a look at every folder could tell."""
         with translated("count the models"):
-            return self._listing.count(with_private=with_private)
+            return self._listing.count(viewer)
+
+    def bytes_of(self, owner: str) -> int:
+        """Of the newest revisions of a tenant's models."""
+        with translated("measure a tenant's models"):
+            return self._listing.bytes_of(owner)
 
     def describe_in_background(self) -> None:
         """Has every model described before somebody asks for them by age or by tag, and nobody waits for it."""
         threading.Thread(target=self._listing.describe_slowly, name="describe-models", daemon=True).start()
 
-    def get_model(self, model_id: str) -> ModelInfo:
-        """Raises: ModelNotFound."""
-        with translated("read a model's folder"), self._reading(model_id) as found:
-            return describe(
-                found.model_id, found.revision, found.path, is_private=found.is_private, is_embedded=found.is_embedded
-            )
+    def get_model(self, model_id: str, viewer: Viewer = ALL_SEEING) -> ModelInfo:
+        """Raises: ModelNotFound, also for what the viewer may not see."""
+        with translated("read a model's folder"), self._reading(model_id, viewer) as found:
+            return self._as_used(describe_found(found))
 
-    def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
+    def _as_used(self, info: ModelInfo) -> ModelInfo:
+        """Of one that is disabled nothing is shown of what it writes."""
+        found = self.burials.of(info.model_id)
+        if found is None or found.why == "deleted":
+            return info
+        return replace(info, is_disabled=True, sample="", names={})
+
+    def list_revisions(self, model_id: str, viewer: Viewer = ALL_SEEING) -> tuple[RevisionInfo, ...]:
         """Newest first: by when each was made, whatever `main` names now. Raises: ModelNotFound."""
         wanted = without_revision(model_id)
         infos: list[RevisionInfo] = []
         with translated("list a model's revisions"), suppress(FileNotFoundError):  # deleted between two looks at it
-            main = self._lookup.find(wanted)
-            for found in self._lookup.revisions(wanted):
+            main = self._lookup.find(wanted, viewer)
+            for found in self._lookup.revisions(wanted, viewer):
                 with suppress(FileNotFoundError):  # a checkpoint that has been removed since
                     infos.append(inform(found, is_main=found == main))
         if not infos:
@@ -265,12 +308,26 @@ class Reader:
             return None if home is None else datasets.find_dataset(home, sha256)
 
     @contextmanager
-    def _reading(self, model_id: str) -> Iterator[Revision]:
-        found = self.locate(model_id)
+    def _reading(self, model_id: str, viewer: Viewer = ALL_SEEING) -> Iterator[Revision]:
+        found = self.locate(model_id, viewer)
         try:
             yield found
         except FileNotFoundError as exc:
             raise ModelNotFound(f"Model {model_id!r} has just been deleted.", param="model") from exc
+
+    # --- What is looked through -----------------------------------------------------------------------------
+
+    def model_ids(self) -> Iterator[str]:
+        """Of all that may be here, in no order, without those that come with the program. Looks at every home."""
+        with translated("list the models"):
+            yield from self._homes.ids()
+
+    def published(self, model_id: str) -> list[Revision]:
+        """The revisions of the model of exactly this name that were published, not put there by hand, in no order."""
+        with translated("list a model's revisions"), suppress(FileNotFoundError):  # deleted meanwhile
+            home = self._homes.of(ModelId.parse(model_id))
+            return [found for found in self._lookup.revisions_in(home) if found.path != home]
+        return []
 
     # --- What a Hub has brought ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@
     <root>/models/<namespace>/<name>/config.json     or: a folder somebody put there by hand, served as it is
     <root>/models/.converted/                        its copy with other weights, see `serve.store.conversions`
     <root>/models/.fetching/                         what comes from a Hub, see `serve.hub.claims`
-    <root>/models/.deleted/                          what was deleted of late, see `serve.store.deletions`
+    <root>/models/.tombstones/                       what is not to be here, see `serve.store.tombstones`
     <root>/models/.staging/                          what is being made, or removed, see `serve.store.staging`
 
 A reader never meets half a model: a revision's folder appears by one rename, complete and on disk, before the
@@ -21,8 +21,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from serve.errors import Conflict, InvalidRequest, ModelNotFound, StoreUnavailable
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotOwner, StoreUnavailable
 from serve.store import datasets
+from serve.store.burials import Fence
 from serve.store.describe import (
     drop_step,
     is_checkpoint,
@@ -30,12 +31,26 @@ from serve.store.describe import (
 )
 from serve.store.disk import locked, refresh, sync, translated
 from serve.store.lookup import MAIN, Revision
-from serve.store.marks import KEPT, PRIVATE, is_marked, set_mark
+from serve.store.marks import (
+    DAMAGED,
+    KEPT,
+    OWNER,
+    PRIVATE,
+    is_marked,
+    read_owner,
+    read_visibility,
+    restrict,
+    set_mark,
+    set_owner,
+    set_visibility,
+    unmark,
+)
 from serve.store.model_files import content_hash, copy_model, seal
 from serve.store.previews import drop_preview, write_preview
 from serve.store.reading import Fetched, Reader, Standing, inform, not_here, without_revision
+from serve.store.tombstones import Why
 from serve.store.validate import WEIGHTS, check_finite, check_folder
-from serve.types import ModelId, RevisionInfo
+from serve.types import ALL_SEEING, ModelId, RevisionInfo, Viewer, Visibility
 
 __all__ = ["MAIN", "Fetched", "Revision", "Standing", "Store"]
 
@@ -58,7 +73,6 @@ class Store(Reader):
         """Removes what processes that have died meanwhile had staged."""
         with translated("remove what was staged"):
             self._staging.sweep()
-            self._deletions.sweep()
 
     def publish(
         self,
@@ -67,14 +81,17 @@ class Store(Reader):
         *,
         revision: str | None = None,
         alias: str | None = MAIN,
-        is_private: bool = False,
+        visibility: Visibility = Visibility.PUBLIC,
+        viewer: Viewer = ALL_SEEING,
         standing: Standing | None = None,
+        fence: Fence | None = None,
     ) -> Revision:
         """Checks the staged `folder` and makes it a revision of `model_id`, spelled just so, which `alias` then names.
 
-        With `standing` it becomes one of the model that is here in any spelling, unless that was deleted since.
-        Takes `folder` over. A revision that is here already stays as it is. Raises: ModelUnusable, InvalidRequest,
-        Conflict, ModelNotFound, StoreUnavailable; the folder is then removed.
+        With `standing` it becomes one of the model that is here in any spelling, unless that was deleted since; nor
+        does one that was deleted since `fence` was given come back. Takes `folder` over. A revision that is here
+        already stays as it is. Raises: ModelUnusable, ModelDisabled, InvalidRequest, Conflict, Erased, ModelNotFound,
+        StoreUnavailable; the folder is then removed.
         """
         assert self._staging.holds(folder), f"{folder} does not come from stage()"
         try:
@@ -92,7 +109,12 @@ class Store(Reader):
                 name = revision or content_hash(folder)
                 with locked(self._lock):
                     self.refresh(str(wanted))
-                    return self._move_in(self._still(wanted, standing), folder, name, alias, is_private)
+                    spelled = self._still(wanted, standing)
+                    self.burials.check_publish(str(spelled), Fence(standing.deletion) if standing else fence)
+                    self.check_name(str(spelled), viewer)
+                    published = self._move_in(spelled, folder, name, alias, visibility, viewer.tenant)
+                    self.burials.lift(str(spelled))  # last: until the model is here it is not to come by itself
+                    return published
         finally:
             self.discard(folder)
 
@@ -111,27 +133,40 @@ class Store(Reader):
         if standing is None:
             return wanted
         now = self.standing_of(str(wanted))
-        if now.deletion not in (None, standing.deletion):
-            raise ModelNotFound(f"Model '{wanted}' was deleted meanwhile.", param="model")
         if now.is_own and not standing.is_own:
             raise StoreUnavailable(f"Another model '{wanted}' has just been published; try again.", retry_after_s=1)
         return ModelId.parse(now.model_id) if now.is_here else wanted
 
-    def _move_in(self, wanted: ModelId, folder: Path, revision: str, alias: str | None, is_private: bool) -> Revision:
+    def check_name(self, model_id: str, viewer: Viewer) -> None:
+        """Whether they may publish under it: it is free, or theirs. Raises: NotOwner, ModelNotFound, InvalidRequest."""
+        wanted = without_revision(model_id)
+        home = self._lookup.home_of(wanted)
+        if home is None or viewer.may_change(owner := read_owner(home)):
+            return
+        if owner or self._lookup.revisions_in(home):
+            raise NotOwner(f"The name '{wanted}' is taken on this server: choose another one.", param="suffix")
+
+    def _move_in(
+        self, wanted: ModelId, folder: Path, revision: str, alias: str | None, visibility: Visibility, owner: str
+    ) -> Revision:
         with self._writing(wanted, is_new=True) as home:
             assert home is not None
             target = home / revision
             home.mkdir(parents=True, exist_ok=True)
-            if is_private:  # before anybody can see it; what was made private stays so
-                set_mark(home, PRIVATE, True)
+            # Before anybody can see it; what was said of it before stays so.
+            if owner and not read_owner(home) and not self._lookup.revisions_in(home):
+                set_owner(home, owner)
+            restrict(home, visibility)
             datasets.move_datasets(folder, home)  # first: no revision is without it
+            if is_marked(target, DAMAGED):
+                self._staging.remove(target)
             if not target.exists():
                 os.rename(folder, target)
                 for changed in (home, home.parent, self._models):
                     sync(changed)
             if alias and alias != revision:
                 self._point(home / alias, revision)
-            return Revision(self._homes.id_of(home), revision, target, is_marked(home, PRIVATE))
+            return Revision(self._homes.id_of(home), revision, target, read_visibility(home), read_owner(home))
 
     def import_folder(self, folder: Path, model_id: str) -> Revision:
         """Copies a Hugging Face folder from anywhere, converts its weights if need be, and publishes it."""
@@ -176,16 +211,16 @@ class Store(Reader):
                 raise not_here(f"{found.model_id}@{found.revision}")
             self._point(found.path.parent / alias, found.revision)
 
-    def roll_back(self, model_id: str, revision: str) -> RevisionInfo:
+    def roll_back(self, model_id: str, revision: str, viewer: Viewer = ALL_SEEING) -> RevisionInfo:
         """Makes `main` name a revision that is here, also one newer than `main`'s. It may be called by how it begins.
 
-        Raises: ModelNotFound; Conflict for a checkpoint or the base.
+        Raises: ModelNotFound, NotOwner; Conflict for a checkpoint or the base.
         """
         whole = without_revision(model_id)
         wanted = ModelId.parse(f"{whole}@{revision}")
         self._refuse_embedded(wanted)
-        with translated("roll back a model"), self._writing(whole):
-            found = self._lookup.find(wanted)
+        with translated("roll back a model"), self._writing(whole, viewer=viewer) as home:
+            found = self._lookup.find(wanted) if home else None
             if found is None:
                 raise ModelNotFound(f"'{whole}' has no revision '{revision}' here.", param="revision")
             if is_checkpoint(found.path):
@@ -209,23 +244,25 @@ class Store(Reader):
 
     # --- What is said of a model --------------------------------------------------------------------------
 
-    def set_private(self, model_id: str, is_private: bool) -> None:
-        """All revisions of the model. Raises: ModelNotFound; Conflict for the embedded base."""
-        self._mark(model_id, PRIVATE, is_private)
+    def set_visibility(self, model_id: str, visibility: Visibility, viewer: Viewer = ALL_SEEING) -> None:
+        """Of all revisions of the model. Raises: ModelNotFound, NotOwner; Conflict for the embedded base."""
+        with self._marking(model_id, viewer) as home:
+            set_visibility(home, visibility)
 
     def keep(self, model_id: str) -> None:
         """It stays when room is made for other models. Raises: ModelNotFound; Conflict for the embedded base."""
-        self._mark(model_id, KEPT, True)
+        with self._marking(model_id) as home:
+            set_mark(home, KEPT, True)
 
-    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+    def set_preview(self, model_id: str, text: str, picture: bytes, viewer: Viewer = ALL_SEEING) -> None:
         """The sample and the picture (a PNG) that the revision has from now on, instead of those it was made with.
 
-        Raises: ModelNotFound; Conflict for what is not ours to change: the embedded base, a folder put here by hand.
+        Raises: ModelNotFound, NotOwner; Conflict for what nobody changes: the embedded base, a folder put here by hand.
         """
         wanted = ModelId.parse(model_id)
         if self._lookup.is_embedded(wanted):
             raise Conflict(f"Model '{wanted}' comes with the program, and is shown as it is.")
-        with translated("keep a preview"), self._writing(wanted) as home:
+        with translated("keep a preview"), self._writing(wanted, viewer=viewer) as home:
             found = self._lookup.find(wanted)
             if home is None or found is None:
                 raise not_here(model_id)
@@ -234,36 +271,70 @@ class Store(Reader):
             write_preview(found.path, text, picture)
             os.utime(home)  # by which all who have described it learn that it is another now
 
-    def _mark(self, model_id: str, mark: str, is_set: bool) -> None:
+    def set_damaged(self, found: Revision) -> None:
+        """It is served no more, until the same is published again. Who has read it meanwhile goes on with it."""
+        with translated("mark a revision"), self._writing(ModelId.parse(found.model_id)):
+            if found.path.is_dir():  # else it has just gone
+                set_mark(found.path, DAMAGED, True)
+
+    @contextmanager
+    def _marking(self, model_id: str, viewer: Viewer = ALL_SEEING) -> Iterator[Path]:
         wanted = without_revision(model_id)
         self._refuse_embedded(wanted)
-        with translated("mark a model"), self._writing(wanted) as home:
+        with translated("mark a model"), self._writing(wanted, viewer=viewer) as home:
             if home is None or not self._lookup.revisions(wanted):
                 raise not_here(model_id)
-            set_mark(home, mark, is_set)
+            yield home
+
+    def disable(self, model_id: str, *, by: str = "", reason: str = "") -> str:
+        """It stays, but nobody may use or see it until `enable`; a new fetch or training of it is refused.
+
+        The id as it is spelled here. Raises: ModelNotFound; Conflict for the embedded base.
+        """
+        wanted = without_revision(model_id)
+        self._refuse_embedded(wanted)
+        with translated("disable a model"), self._writing(wanted) as home:
+            if home is None:
+                raise not_here(model_id)
+            self.burials.bury(str(wanted), "disabled", by=by, reason=reason)
+            return self._homes.id_of(home)
+
+    def enable(self, model_id: str) -> str:
+        """Raises: ModelNotFound; Conflict where it is not disabled."""
+        wanted = without_revision(model_id)
+        with translated("enable a model"):
+            if not self.burials.enable(str(wanted)):
+                raise Conflict(f"Model '{wanted}' is not disabled.")
+            home = self._lookup.home_of(wanted)
+        return str(wanted) if home is None else self._homes.id_of(home)
 
     # --- Removing -----------------------------------------------------------------------------------------
 
-    def delete_model(self, model_id: str) -> str:
+    def delete_model(self, model_id: str, viewer: Viewer = ALL_SEEING, *, by: str = "", why: Why = "deleted") -> str:
         """Removes all revisions; the id as it was spelled here. Who has a file open or mapped keeps it.
 
-        Raises: ModelNotFound, Conflict.
+        From then on the model comes back by no mere request, and not at all where it was "erased". `by`: the key that
+        asks for it. Raises: ModelNotFound, NotOwner, Conflict.
         """
         wanted = ModelId.parse(model_id)
         self._refuse_embedded(wanted)
         if wanted.revision:
             raise Conflict(f"Models are deleted whole: name '{wanted}' without its revision.")
-        with translated("delete a model"), self._writing(wanted) as home:
+        with translated("delete a model"), self._writing(wanted, viewer=viewer) as home:
             if home is None:
                 raise ModelNotFound(f"Model {model_id!r} is not here.", param="model")
-            # The alias first, then everything, in one step each.
+            deleted = self._homes.id_of(home)
+            # The tombstone first: nobody makes or fetches it meanwhile. Then the alias, then everything, in one step
+            # each. On a full disk there is room for a tombstone only afterwards.
+            with suppress(OSError):
+                self.burials.bury(deleted, why, by=by)
             if (home / MAIN).is_symlink():
                 (home / MAIN).unlink()
-            self._deletions.note(str(wanted))
             self._staging.remove(home)
             sync(home.parent)
-            deleted = self._homes.id_of(home)
             self._conversions.forget(deleted)
+            if self.burials.of(deleted) is None:
+                self.burials.bury(deleted, why, by=by)
         return deleted
 
     def drop_revision(self, model_id: str, revision: str, *, unused_since: float | None = None) -> bool:
@@ -320,6 +391,8 @@ class Store(Reader):
                 self._staging.remove(home / datasets.DATASETS)
             if dropped:
                 sync(home)
+            if is_marked(home, OWNER) and not self._lookup.revisions(wanted):
+                unmark(home)  # the name is free again
             with suppress(OSError):  # not empty: a model is here
                 home.rmdir()
             return tuple(found.revision for found in dropped)
@@ -327,14 +400,19 @@ class Store(Reader):
     # --- Changing -----------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self, wanted: ModelId, *, is_new: bool = False) -> Iterator[Path | None]:
-        """The home of the model, which nobody else changes meanwhile; afterwards the index knows of it."""
+    def _writing(self, wanted: ModelId, *, is_new: bool = False, viewer: Viewer = ALL_SEEING) -> Iterator[Path | None]:
+        """The home of the model, which nobody else changes meanwhile; afterwards the index knows of it.
+
+        None where there is none, for the viewer. Raises: NotOwner.
+        """
         with locked(self._lock):
             self.refresh(str(wanted))
-            home = self._homes.of(wanted) if is_new else self._lookup.home_of(wanted)
+            home = self._homes.of(wanted) if is_new else self._lookup.home_of(wanted, viewer)
             if home is None:
                 yield None
                 return
+            if not is_new and not viewer.may_change(read_owner(home)):
+                raise NotOwner(f"'{self._homes.id_of(home)}' is somebody else's: only they can change it.")
             refresh(home)  # it may be spelled in another way
             with self._listing.following(home):
                 yield home

@@ -9,6 +9,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from serve.store.disk import make_folder
+
 STALE_AFTER_S = 24 * 3600
 
 
@@ -17,7 +19,7 @@ class Staging:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         self.sweep()
 
     def new(self) -> Path:

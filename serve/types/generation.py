@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypedDict
 
+from serve.types.keys import ALL_SEEING, Viewer
 from serve.types.usage import TopView
 
 MAX_CHOICES = 16  # of one prompt
@@ -60,8 +61,19 @@ class SamplingOverrides(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What there is of a sequence already: whoever wrote it did not finish."""
+
+    token_ids: tuple[int, ...] = ()  # its own; all that its deltas told of
+    is_over: bool = False  # it has ended: nothing is to be added
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """`num_choices` continuations of each prompt by one model. Sequence index = prompt * num_choices + choice."""
+    """`num_choices` continuations of each prompt by one model. Sequence index = prompt * num_choices + choice.
+
+    With `written`, one for each sequence, only what follows is generated: the deltas that would have come next.
+    """
 
     model_id: str
     prompts: tuple[str | tuple[int, ...], ...]  # text, or token ids; "" means <|endoftext|> alone
@@ -73,8 +85,9 @@ class GenerationRequest:
     truncate: int | None = None  # keep only this many last prompt tokens (HF `truncate`)
     add_bos: bool = False  # put <|endoftext|> before text prompts: the start of a tweet
     is_whole: bool = False  # nobody reads along: what follows the first delta may wait for the end
+    written: tuple[Written, ...] = ()  # (): nothing, of any sequence
     request_id: str = ""
-    sees_private: bool = True  # may be answered by a private model; else there is none of that name
+    viewer: Viewer = ALL_SEEING  # what they may not see, there is no model of that name
     caller: str = ""  # who shares the engine fairly with others: a hash of the API key, never the key
 
 
@@ -175,8 +188,8 @@ class Generator(Protocol):
         """Who has used the service most in the last one to two hours: the `limit` greatest of each list."""
         ...
 
-    async def forget(self, model_id: str) -> None:
-        """Drop a deleted model from memory; sequences under way finish."""
+    async def forget(self, model_id: str, *, at_once: bool = False) -> None:
+        """Drop a model that was deleted or disabled from memory; sequences under way finish, or end `at_once`."""
         ...
 
     async def check_ready(self) -> None:

@@ -8,10 +8,12 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from serve.errors import ModelNotFound
+from serve.types.keys import ALL_SEEING, Viewer
 
 T = TypeVar("T")
 
@@ -61,6 +63,14 @@ def _is_id_part(part: str) -> bool:
     )
 
 
+class Visibility(StrEnum):
+    """Who meets a model. Its tenant always does, and whoever may do everything."""
+
+    PUBLIC = "public"  # everybody
+    UNLISTED = "unlisted"  # everybody who knows its name: no list, no search has it
+    PRIVATE = "private"  # nobody else
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One model as the catalogue lists it. `created_at` is Unix seconds of its newest revision."""
@@ -79,9 +89,15 @@ class ModelInfo:
     sample: str = ""  # a text of its own, beginning with its prompt: the one on the picture
     num_avatars: int = 0  # that `find_avatar` has: the first handles'
     tags: tuple[str, ...] = ()
-    is_private: bool = False  # only for callers with a key
+    visibility: Visibility = Visibility.PUBLIC
+    owner: str = ""  # the tenant whose it is; "": nobody's, so that only who may do everything changes it
     from_hub: bool = False  # fetched from a Hub, and can be again
     is_embedded: bool = False  # comes with the program: it stays, and is public
+    is_disabled: bool = False  # out of use, by who runs the server
+
+    @property
+    def is_private(self) -> bool:
+        return self.visibility is Visibility.PRIVATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,26 +164,40 @@ class Catalogue(Protocol):
         owner: str | None = None,
         tags: Sequence[str] = (),
         newest_first: bool = False,
-        with_private: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[ModelInfo]:
         """By id, or the newest first. `query`: a part of the id, in any case; `owner`: the namespace, in any case.
 
         `tags`: all of them. A page follows the one before by what that one's last model said: its id is `after` in the
         order of ids, its (created_at, id) is `older_than` in the other. Neither need be here any more. Costs the same
-        however many models there are.
+        however many models there are. Of others' than the viewer's only public ones are listed.
         """
         ...
 
-    def count_models(self, *, with_private: bool = True) -> int | None:
+    def count_models(self, *, viewer: Viewer = ALL_SEEING) -> int | None:
         """How many `list_models` would list in all; None where to count them would take long."""
         ...
 
-    def get_model(self, model_id: str) -> ModelInfo:
-        """Raises: ModelNotFound."""
+    def bytes_of(self, owner: str) -> int:
+        """Of the newest revisions of a tenant's models."""
         ...
 
-    def delete_model(self, model_id: str) -> str:
-        """The id as it was spelled here. Raises: ModelNotFound; Conflict for the embedded base."""
+    def get_model(self, model_id: str, viewer: Viewer = ALL_SEEING) -> ModelInfo:
+        """Raises: ModelNotFound, also for what the viewer may not see."""
+        ...
+
+    # What changes a model is refused to a viewer whose it is not: NotOwner, or ModelNotFound for what they may not see.
+
+    def delete_model(self, model_id: str, viewer: Viewer = ALL_SEEING, *, by: str = "") -> str:
+        """The id as it was spelled here. Raises: ModelNotFound, NotOwner; Conflict for the embedded base."""
+        ...
+
+    def disable(self, model_id: str, *, by: str = "", reason: str = "") -> str:
+        """Nobody may use or see it until `enable`; the id as it is spelled. Raises: ModelNotFound; Conflict."""
+        ...
+
+    def enable(self, model_id: str) -> str:
+        """Raises: ModelNotFound; Conflict where it is not disabled."""
         ...
 
     def read_card(self, model_id: str) -> str:
@@ -182,27 +212,30 @@ class Catalogue(Protocol):
         """The file of the face of its handle `number`, from 0: a square WebP. Raises: ModelNotFound."""
         ...
 
-    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+    def set_preview(self, model_id: str, text: str, picture: bytes, viewer: Viewer = ALL_SEEING) -> None:
         """The sample and the picture (a PNG) that the revision has from now on, instead of those it was made with.
 
-        Raises: ModelNotFound; Conflict for what is not ours to change: the embedded base, a folder put here by hand.
+        Raises: ModelNotFound, NotOwner; Conflict for what nobody changes: the embedded base, a folder put here by hand.
         """
         ...
 
-    def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
+    def list_revisions(self, model_id: str, viewer: Viewer = ALL_SEEING) -> tuple[RevisionInfo, ...]:
         """Newest first. Raises: ModelNotFound."""
         ...
 
-    def roll_back(self, model_id: str, revision: str) -> RevisionInfo:
-        """Makes `main` name a revision that is here. Raises: ModelNotFound; Conflict for a checkpoint or the base."""
+    def roll_back(self, model_id: str, revision: str, viewer: Viewer = ALL_SEEING) -> RevisionInfo:
+        """Makes `main` name a revision that is here.
+
+        Raises: ModelNotFound, NotOwner; Conflict for a checkpoint or the base.
+        """
         ...
 
     def list_aliases(self, model_id: str) -> Mapping[str, str]:
         """Name -> revision, `main` among them. Raises: ModelNotFound."""
         ...
 
-    def set_private(self, model_id: str, is_private: bool) -> None:
-        """All revisions of the model. Raises: ModelNotFound; Conflict for the embedded base."""
+    def set_visibility(self, model_id: str, visibility: Visibility, viewer: Viewer = ALL_SEEING) -> None:
+        """Of all revisions of the model. Raises: ModelNotFound, NotOwner; Conflict for the embedded base."""
         ...
 
     def list_files(self, model_id: str, *, with_digests: bool = False) -> tuple[RepoFile, ...]:

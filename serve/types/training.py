@@ -8,7 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from serve.types.models import Page
+from serve.types.keys import ALL_SEEING, Viewer
+from serve.types.models import Page, Visibility
 
 MAX_ARCHIVES = 8  # that one job learns from
 MAX_BATCH_SIZE = 64  # of training
@@ -49,6 +50,7 @@ class FileRecord:
     created_at: int
     purpose: str
     path: Path
+    owner: str = ""  # the tenant whose it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class JobRequest:
     """What a caller asks for. `suffix` overrides the name after `huggingtweets/`.
 
     `validation_file`: the texts of this file are held out; None: a tenth of the training texts. `owner`: whose turn it
-    is, a hash of the API key, never the key.
+    is, a name of the API key, never the key. `viewer`: whose the job and its model are, and what it may use.
     """
 
     base_model: str
@@ -97,6 +99,8 @@ class JobRequest:
     integrations: tuple[Integration, ...] = ()
     priority: Priority = 0
     owner: str = ""
+    viewer: Viewer = ALL_SEEING
+    visibility: Visibility = Visibility.PUBLIC  # of a new model; one that is here gets no less private
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,17 +185,27 @@ class Run:
 class Files(Protocol):
     """Uploaded files. Methods block: call them from a thread."""
 
-    def create_file(self, source: Path, filename: str, purpose: str) -> FileRecord:
+    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
         """Takes `source` over (moves it). Raises: StoreUnavailable."""
         ...
 
-    def get_file(self, file_id: str) -> FileRecord:
-        """Raises: NotFound."""
+    def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
+        """Raises: NotFound, also for a file that is not the viewer's."""
         ...
 
     def list_files(
-        self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        purpose: str | None = None,
+        newest_first: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[FileRecord]: ...
+
+    def bytes_of(self, owner: str) -> int:
+        """Of all of a tenant's files."""
+        ...
 
     def delete_file(self, file_id: str) -> None:
         """Raises: NotFound."""
@@ -201,22 +215,34 @@ class Files(Protocol):
 class Jobs(Protocol):
     """Training jobs. Methods block: call them from a thread."""
 
-    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+    def create_job(
+        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+    ) -> Job:
         """Checks the files first. The same key with the same request gives the same job, created once.
 
+        `max_open`: how many of the owner's may not have ended; 0: any number, None: what is usual.
         Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest; Conflict for the key with another request;
         Overloaded for more open jobs than a caller may have.
         """
         ...
 
-    def get_job(self, job_id: str) -> Job:
-        """Raises: NotFound."""
+    def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
+        """Raises: NotFound, also for a job that is not the viewer's."""
+        ...
+
+    def check_job(self, job_id: str, viewer: Viewer) -> None:
+        """Raises: NotFound where there is no such job of the viewer's."""
         ...
 
     def list_jobs(
-        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[Job]:
-        """Newest first; only those that carry all of `metadata`, or, for {}, those that carry none."""
+        """The viewer's, newest first; only those that carry all of `metadata`, or, for {}, those that carry none."""
         ...
 
     def count_jobs(self) -> Mapping[JobStatus, int]:

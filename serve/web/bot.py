@@ -24,7 +24,7 @@ from serve.api.previews import choose_preview
 from serve.api.service import Service
 from serve.api.status import retry_headers, status_of
 from serve.errors import InvalidRequest, ModelNotFound, NotFound, RookeryError
-from serve.types import ModelId, ModelInfo, RevisionInfo, Run
+from serve.types import ModelId, ModelInfo, RevisionInfo, Run, Scope, Viewer, Visibility
 from serve.web.bots import BotView
 from serve.web.card import Card, Cards
 from serve.web.fetching import Fetching
@@ -40,8 +40,9 @@ _DONE = {
     "preview": "That text stands for the bot now, on its picture too.",
     "preview-of-version": "That text stands for this version now, on its picture too.",
     "rollback": "That version answers from now on.",
-    "private": "The bot is private now: only who has a key sees it.",
-    "public": "Everybody sees the bot now.",
+    "private": "The bot is private now: nobody else meets it.",
+    "unlisted": "The bot is in no list now: who knows its name meets it.",
+    "public": "Everybody meets the bot now.",
 }
 
 
@@ -103,7 +104,7 @@ class BotPage:
         """What follows a text that is shared: nobody shall take it for the person's own."""
         kind = self.bot.mark.removeprefix("AI ").lower()
         whose = f"{self.bot.handle}'s AI {kind}" if self.bot.is_bot else f"{self.bot.id}, an AI {kind}"
-        is_for_all = not self.bot.info.is_private and _is_public(self.base_url)
+        is_for_all = self.bot.info.visibility is Visibility.PUBLIC and _is_public(self.base_url)
         return f"\n– {whose}" + (f"\n{self.address}" if is_for_all else "")
 
     @property
@@ -131,7 +132,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
     access, cards, fetching = service.access, Cards(service.catalogue), Fetching(service, pages)
     drawing = anyio.CapacityLimiter(1)  # a picture takes a core, and streams of texts need the rest
 
-    @routes.get("/bots/{model:path}")
+    @routes.get("/bots/{model:path}", dependencies=access.needs(Scope.READ))
     async def show_bot(
         model: str,
         request: Request,
@@ -147,32 +148,34 @@ def router(service: Service, pages: Pages) -> APIRouter:
             return go(page.url)
         return _render(request, page, Play(defaults(page.bot.info.context_length)), _DONE.get(done, ""))
 
-    @routes.post("/bots/{model:path}")
+    @routes.post("/bots/{model:path}", dependencies=access.needs(Scope.GENERATE, Scope.TRAIN))
     async def act(model: str, request: Request) -> Response:
         wanted = ModelId.parse(model)
         fields = {name: values[-1] for name, values in (await read_fields(request, service)).items()}
         action = fields.pop("do", "")
         if action == "write":
+            access.demand(request, Scope.GENERATE)
             return await _write(model, request, fields)
-        access.demand(request)
+        viewer = access.demand(request, Scope.TRAIN).viewer
         match action:
             case "pull":
+                access.demand(request, Scope.ADMIN)
                 return await fetching.begin(request, wanted)
             case "preview":
-                return await anyio.to_thread.run_sync(_choose, wanted, fields, limiter=drawing)
+                return await anyio.to_thread.run_sync(_choose, wanted, fields, viewer, limiter=drawing)
             case "rollback":
-                await anyio.to_thread.run_sync(_roll_back, wanted, fields)
+                await anyio.to_thread.run_sync(_roll_back, wanted, fields, viewer)
                 return _back(str(wanted), "rollback")
-            case "private":
-                is_private = fields.get("private") == "yes"
-                await anyio.to_thread.run_sync(service.catalogue.set_private, str(wanted), is_private)
-                return _back(model, "private" if is_private else "public")
+            case "visibility":
+                visibility = _read_visibility(fields)
+                await anyio.to_thread.run_sync(service.catalogue.set_visibility, str(wanted), visibility, viewer)
+                return _back(model, visibility.value)
             case "delete":
                 if fields.get("sure") != "yes":
                     raise InvalidRequest("Nothing was deleted: tick the box that says so first.", param="sure")
-                await delete_everywhere(service, str(wanted))
+                await delete_everywhere(service, str(wanted), access.caller(request))
                 return go("/")
-        raise InvalidRequest("'do' must be write, preview, rollback, private, delete or pull.", param="do")
+        raise InvalidRequest("'do' must be write, preview, rollback, visibility, delete or pull.", param="do")
 
     async def _write(model: str, request: Request, fields: Mapping[str, str]) -> Response:
         page = await anyio.to_thread.run_sync(read_page, service, cards, model, request)
@@ -192,25 +195,27 @@ def router(service: Service, pages: Pages) -> APIRouter:
         status: int = 200,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        may_choose = access.has_key(request) and service.draw_preview is not None and page.bot.is_bot
+        may_change = access.caller(request).may_change(page.bot.info)
+        may_choose = may_change and service.draw_preview is not None and page.bot.is_bot
         shown = {"page": page, "bot": page.bot, "play": play, "done": done, "may_choose": may_choose}
+        shown["may_change"] = may_change
         return pages.render(request, "bot.html", status, headers, **shown)
 
-    def _choose(model: ModelId, fields: Mapping[str, str]) -> Response:
+    def _choose(model: ModelId, fields: Mapping[str, str], viewer: Viewer) -> Response:
         """For the revision that wrote the text, which another may have followed."""
         text, prompt = (fields.get(name, "").replace("\r\n", "\n") for name in ("text", "prompt"))  # as forms send "\n"
         revision = fields.get("revision") or model.revision
         named = f"{model}@{revision}" if revision else str(model)
-        chosen = choose_preview(service, named, text, prompt)
+        chosen = choose_preview(service, named, text, prompt, viewer)
         is_main = service.catalogue.get_model(str(model)).revision == chosen.revision
         if is_main and model.revision is None:
             return _back(str(model), "preview", "#picture")
         return _back(f"{model}@{chosen.revision}", "preview-of-version", "#picture")
 
-    def _roll_back(model: ModelId, fields: Mapping[str, str]) -> None:
+    def _roll_back(model: ModelId, fields: Mapping[str, str], viewer: Viewer) -> None:
         wanted = ModelId.parse(f"{model}@{fields.get('revision', '')}")
         assert wanted.revision is not None
-        service.catalogue.roll_back(str(wanted), wanted.revision)
+        service.catalogue.roll_back(str(wanted), wanted.revision, viewer)
 
     return routes
 
@@ -237,6 +242,13 @@ def read_page(service: Service, cards: Cards, model: str, request: Request) -> B
         card=cards.render(info.model_id, info.revision),
         base_url=_base_url(request),
     )
+
+
+def _read_visibility(fields: Mapping[str, str]) -> Visibility:
+    try:
+        return Visibility(fields.get("visibility", ""))
+    except ValueError as exc:
+        raise InvalidRequest("'visibility' must be public, unlisted or private.", param="visibility") from exc
 
 
 def _base_url(request: Request) -> str:

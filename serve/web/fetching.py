@@ -24,7 +24,7 @@ _MAX_KNOWN = 64  # pulls whose end somebody may still come to see
 
 
 class Fetching:
-    """The pulls that were begun on these pages. All that is told of them is told to who has a key."""
+    """The pulls that were begun on these pages. All that is told of them is told to who may begin them."""
 
     def __init__(self, service: Service, pages: Pages) -> None:
         self._service, self._pages = service, pages
@@ -34,9 +34,9 @@ class Fetching:
     def show(self, request: Request, model: ModelId, *, is_asked_for: bool) -> Response:
         """That it is not here, and how its fetch goes. `is_asked_for`: perhaps another gateway fetches it."""
         self._forget_arrived()
-        has_key = self._service.access.has_key(request)
-        pull = self._known.get(_key(model)) if has_key else None
-        if pull is None and is_asked_for and has_key:  # live.js tries again, and goes on with what it shows
+        may_fetch = self._service.access.caller(request).is_admin
+        pull = self._known.get(_key(model)) if may_fetch else None
+        if pull is None and is_asked_for and may_fetch:  # live.js tries again, and goes on with what it shows
             return self._render(request, model, 409, is_asked_for=True)
         if pull is None:
             return self._render(request, model, 404)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from serve.api.service import Service
 from serve.errors import InvalidRequest
-from serve.types import ModelInfo, Page
+from serve.types import ModelInfo, Page, Scope
 from serve.web.bots import BotView
 from serve.web.pages import Pages, page_route
 
@@ -22,7 +22,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
     """/"""
     routes = APIRouter(route_class=page_route(pages), include_in_schema=False)
 
-    @routes.get("/")
+    @routes.get("/", dependencies=service.access.needs(Scope.READ))
     async def show_home(
         request: Request,
         q: Annotated[str, Query(max_length=256)] = "",
@@ -36,7 +36,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
                 older_than=older_than,
                 query=asked or None,
                 newest_first=True,
-                with_private=service.access.has_key(request),
+                viewer=service.access.caller(request).viewer,
             )
 
         page = await anyio.to_thread.run_sync(read)

@@ -24,7 +24,7 @@ from serve.api.body import read_fields
 from serve.api.lists import PathId
 from serve.api.service import Service
 from serve.errors import Conflict, InvalidRequest, ModelNotFound
-from serve.types import PREVIEW_PROMPT, Job, JobEvent, Jobs, JobStatus
+from serve.types import PREVIEW_PROMPT, Job, JobEvent, Jobs, JobStatus, Scope
 from serve.web import charts
 from serve.web.jobs_list import JobLine
 from serve.web.pages import Pages, go, page_route
@@ -40,18 +40,18 @@ _NUM_SETS = 6  # of samples, unfolded
 
 def router(service: Service, pages: Pages) -> APIRouter:
     """/jobs/{id}"""
-    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
-    jobs, logs = service.jobs, Logs(service.jobs)
+    routes = APIRouter(route_class=page_route(pages), include_in_schema=False)
+    jobs, logs, access = service.jobs, Logs(service.jobs), service.access
     acts: Mapping[str, Callable[[str], Job]] = {
         "pause": jobs.pause_job,
         "resume": jobs.resume_job,
         "cancel": jobs.cancel_job,
     }
 
-    @routes.get("/jobs/{job_id}")
+    @routes.get("/jobs/{job_id}", dependencies=access.needs(Scope.READ, with_key=True))
     async def show_job(request: Request, job_id: PathId) -> Response:
         def show() -> Response:
-            job = jobs.get_job(job_id)
+            job = jobs.get_job(job_id, access.caller(request).viewer)
             log = logs.read(job)
             history = _history(jobs, job) if job.status is JobStatus.SUCCEEDED else {}
             counts = jobs.count_jobs() if job.status in _WAITING else {}
@@ -62,11 +62,12 @@ def router(service: Service, pages: Pages) -> APIRouter:
 
         return await anyio.to_thread.run_sync(show)  # drawing a long job takes as much as reading it
 
-    @routes.post("/jobs/{job_id}")
+    @routes.post("/jobs/{job_id}", dependencies=access.needs(Scope.TRAIN))
     async def change_job(request: Request, job_id: PathId) -> Response:
         do = (await read_fields(request, service)).get("do", [""])[-1]
         if do not in acts:
             raise InvalidRequest("'do' must be 'pause', 'resume' or 'cancel'.", param="do")
+        await anyio.to_thread.run_sync(jobs.check_job, job_id, access.caller(request).viewer)
         with contextlib.suppress(Conflict):  # it was quicker: its page says how it ended
             await anyio.to_thread.run_sync(acts[do], job_id)
         return go(f"/jobs/{quote(job_id)}")

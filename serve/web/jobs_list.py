@@ -1,4 +1,4 @@
-"""All training jobs, the newest first."""
+"""The caller's training jobs, the newest first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from serve.api.service import Service
-from serve.types import Job, JobStatus, Page
+from serve.types import Job, JobStatus, Page, Scope
 from serve.web.pages import Pages, page_route
 
 PAGE_SIZE = 50
@@ -51,12 +51,16 @@ class JobLine:
 
 def router(service: Service, pages: Pages) -> APIRouter:
     """/jobs"""
-    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
+    routes = APIRouter(
+        route_class=page_route(pages),
+        include_in_schema=False,
+        dependencies=service.access.needs(Scope.READ, with_key=True),
+    )
 
     @routes.get("/jobs")
     async def show_jobs(request: Request, after: Annotated[str | None, Query(max_length=100)] = None) -> Response:
         def read() -> Page[Job]:
-            return service.jobs.list_jobs(limit=PAGE_SIZE, after=after)
+            return service.jobs.list_jobs(limit=PAGE_SIZE, after=after, viewer=service.access.caller(request).viewer)
 
         page = await anyio.to_thread.run_sync(read)
         following = f"/jobs?after={quote(page.items[-1].id)}" if page.has_more else None

@@ -33,7 +33,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
             return go(onward)
         if not access.opens(key):
             service.metrics.auth_failures.labels("wrong" if key else "missing").inc()
-            error = "That is none of this server's keys. Whoever runs it has them in ROOKERY_API_KEYS."
+            error = "That is none of this server's keys. Whoever runs it can make you one."
             return pages.render(request, "login.html", 401, next=onward, error=error)
         reply = go(onward)
         reply.set_cookie(

@@ -23,10 +23,11 @@ from starlette.responses import Response
 from serve.api.body import Form, Part, read_fields, read_form
 from serve.api.files import keep
 from serve.api.job_request import BotForm, bare, from_form
+from serve.api.quota import allowance
 from serve.api.service import Preview, Service
 from serve.api.status import BodyTooLarge, invalid, status_of
 from serve.errors import BadUpload, InvalidRequest, ModelNotFound, NotFound, RookeryError
-from serve.types import BOT_PURPOSE, FileRecord, Job, ModelInfo
+from serve.types import BOT_PURPOSE, FileRecord, Job, ModelInfo, Scope, Viewer
 from serve.web.pages import SECURITY, Pages, go, page_route
 from serve.web.recent import Recent
 
@@ -44,7 +45,8 @@ _NOBODY = "Say whose posts these are: each archive needs a handle."
 
 def router(service: Service, pages: Pages) -> APIRouter:
     """/make and /make/review; nothing where nobody can look into archives."""
-    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
+    access = service.access
+    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=access.needs(Scope.TRAIN))
     if service.preview is None:
         return routes
     looks = _Looks(service.preview)
@@ -61,7 +63,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
         )
 
     async def show_review(request: Request, draft: Draft, status: int = 200, error: str = "") -> Response:
-        records = await _find(service, draft.file_ids)
+        records = await _find(service, draft.file_ids, access.caller(request).viewer)
         try:
             report = await looks.at(records, draft.handles)
         except InvalidRequest as exc:  # a handle that is none: shown as the archives have it, with what was typed
@@ -87,7 +89,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
         try:
             async with read_form(request, service) as form:
                 handles = form.values("handle")
-                draft = await _take(service, looks, _uploads(form))
+                draft = await _take(service, looks, _uploads(form), access.caller(request).tenant)
         except BodyTooLarge as exc:
             return show_form(request, status_of(exc, "/v1"), _too_large(service.limits.upload_bytes))
         except RookeryError as exc:
@@ -102,7 +104,8 @@ def router(service: Service, pages: Pages) -> APIRouter:
     @routes.head("/make/review")
     async def ask_whether_it_waits(request: Request) -> Response:
         """Without a look into it."""
-        await _find(service, Draft.read(parse_qs(request.url.query)).file_ids)
+        file_ids = Draft.read(parse_qs(request.url.query)).file_ids
+        await _find(service, file_ids, access.caller(request).viewer)
         return Response(headers=SECURITY | {"cache-control": "no-store"})
 
     @routes.post("/make/review")
@@ -111,12 +114,12 @@ def router(service: Service, pages: Pages) -> APIRouter:
         draft = Draft.read(fields)
         if fields.get("do") == ["discard"]:
             looks.forget(draft.file_ids)  # first: whatever has become of the files
-            await _drop(service, await _find(service, draft.file_ids))
+            await _drop(service, await _find(service, draft.file_ids, access.caller(request).viewer))
             return go("/make")
         if "consent" not in fields:
             return await show_review(request, draft, 400, _NO_CONSENT)
         try:
-            job = await _create_job(service, draft, service.access.caller_of(request))
+            job = await _create_job(service, draft, request)
         except NotFound as exc:
             raise NotFound(_GONE) from exc
         except RookeryError as exc:
@@ -230,12 +233,15 @@ def _is_used(part: Part) -> bool:
     return part.filename != "upload" or part.path.stat().st_size > 0
 
 
-async def _take(service: Service, looks: _Looks, uploads: Sequence[tuple[Part, str]]) -> Draft:
-    """Keeps what can be read; of several archives all or none. Raises: BadUpload, InvalidRequest, StoreUnavailable."""
+async def _take(service: Service, looks: _Looks, uploads: Sequence[tuple[Part, str]], owner: str) -> Draft:
+    """Keeps what can be read; of several archives all or none.
+
+    Raises: BadUpload, InvalidRequest, StoreUnavailable.
+    """
     kept: list[FileRecord] = []
     try:
         for part, _ in uploads:
-            kept.append(await keep(service, part, BOT_PURPOSE))
+            kept.append(await keep(service, part, owner, BOT_PURPOSE))
         draft = Draft(tuple(record.id for record in kept), tuple(handle.strip() for _, handle in uploads))
         await looks.at(kept, draft.handles if any(draft.typed_handles) else ())
     except BaseException:
@@ -245,9 +251,9 @@ async def _take(service: Service, looks: _Looks, uploads: Sequence[tuple[Part, s
     return draft
 
 
-async def _find(service: Service, file_ids: Sequence[str]) -> list[FileRecord]:
+async def _find(service: Service, file_ids: Sequence[str], viewer: Viewer) -> list[FileRecord]:
     def find() -> list[FileRecord]:
-        records = [service.files.get_file(file_id) for file_id in file_ids]
+        records = [service.files.get_file(file_id, viewer) for file_id in file_ids]
         if not all(record.path.is_file() for record in records):
             raise NotFound(_GONE)
         return records
@@ -264,7 +270,7 @@ async def _drop(service: Service, records: Sequence[FileRecord]) -> None:
             await anyio.to_thread.run_sync(service.files.delete_file, record.id)
 
 
-async def _create_job(service: Service, draft: Draft, owner: str) -> Job:
+async def _create_job(service: Service, draft: Draft, request: Request) -> Job:
     """Raises: InvalidRequest, and whatever Jobs raises."""
     if len(draft.handles) < len(draft.file_ids) or not all(draft.handles):
         raise InvalidRequest(_NOBODY, param="handle")
@@ -272,8 +278,9 @@ async def _create_job(service: Service, draft: Draft, owner: str) -> Job:
         form = BotForm.model_validate({**draft.options, "handle": list(draft.handles)}, strict=False)
     except ValidationError as exc:
         raise invalid(exc) from exc
-    wanted = from_form(form, draft.file_ids, validation=None, default_base=service.default_base, owner=owner)
-    create = partial(service.jobs.create_job, wanted, idempotency_key=draft.idempotency_key)
+    caller, max_open = service.access.caller(request), allowance(request).limits.jobs
+    wanted = from_form(form, draft.file_ids, validation=None, default_base=service.default_base, caller=caller)
+    create = partial(service.jobs.create_job, wanted, idempotency_key=draft.idempotency_key, max_open=max_open)
     return await anyio.to_thread.run_sync(create)
 
 

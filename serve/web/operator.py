@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from serve.api.overview import service_status, unless_away
 from serve.api.service import Service
-from serve.types import Eviction, ReplicaView, Resident
+from serve.types import Eviction, ReplicaView, Resident, Scope
 from serve.web.jobs_list import JobLine
 from serve.web.pages import Pages, page_route, wants_page
 
@@ -23,7 +23,9 @@ _NUM_TOP = 20
 
 def router(service: Service, pages: Pages) -> APIRouter:
     """/admin and /admin/top"""
-    routes = APIRouter(route_class=page_route(pages), include_in_schema=False, dependencies=service.access.required)
+    routes = APIRouter(
+        route_class=page_route(pages), include_in_schema=False, dependencies=service.access.needs(Scope.ADMIN)
+    )
 
     @routes.get("/admin")
     async def show_operator(request: Request) -> Response:

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import RedirectResponse, Response
 
 from serve.api.service import Service
-from serve.api.status import KeyNeeded, RouteNotFound, invalid, retry_headers, status_of
+from serve.api.status import KeyNeeded, RouteNotFound, challenge, invalid, retry_headers, status_of
 from serve.errors import RookeryError
 from serve.web import show
 from serve.web.bots import BotView
@@ -39,8 +39,6 @@ SECURITY = {
     "content-security-policy": (
         "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
     ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
 }
 
@@ -75,7 +73,7 @@ class Pages:
             context,
             path=request.url.path,
             here=_address(request),
-            has_key=self._access.has_key(request),
+            caller=self._access.caller(request),
             needs_keys=self._access.needs_keys,
         )
         headers = {**SECURITY, "cache-control": "no-store", **(headers or {})}
@@ -86,7 +84,7 @@ class Pages:
         if isinstance(error, KeyNeeded):
             return go(f"/login?next={quote(_address(request), safe='')}")
         status = status_of(error, "/v1")
-        headers = retry_headers(error, status)
+        headers = retry_headers(error, status) | challenge(error)
         return self.render(request, "error.html", status, headers, message=error.message, code=status)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.api.generation import Run, arrival, pick_seed
+from serve.api.generation import Run, pick_seed
 from serve.api.service import Service
 from serve.api.status import invalid
 from serve.types import PREVIEW_PROMPT, GenerationRequest, SamplingOverrides
@@ -74,7 +74,7 @@ def read_wish(fields: Mapping[str, str], context_length: int | None) -> Wish:
 
 async def write(service: Service, request: Request, model_id: str, wish: Wish) -> tuple[Sequence[str], int]:
     """The texts, each with its prompt, and the seed to have them again. Raises: as Generator.generate."""
-    seed = pick_seed(wish.seed)
+    seed, caller = pick_seed(wish.seed), service.access.caller(request)
     asked = GenerationRequest(
         model_id=model_id,
         prompts=(wish.prompt,),
@@ -84,10 +84,10 @@ async def write(service: Service, request: Request, model_id: str, wish: Wish) -
         add_bos=True,
         request_id=request.state.request_id,
         is_whole=True,
-        sees_private=service.access.has_key(request),
-        caller=service.access.caller_of(request),
+        viewer=caller.viewer,
+        caller=caller.name,
     )
-    run = Run(service, asked, arrival(request))
+    run = Run(service, asked, request)
     async with run.wanted(request.receive):
         sequences = await run.finish()
     return [wish.prompt + sequence.text for sequence in sequences], seed

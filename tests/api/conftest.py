@@ -22,6 +22,7 @@ from serve.store.opening import EMBEDDED
 from serve.store.revisions import Store
 from tests.api.hub_world import KEY, Hub
 from tests.fakes.generator import EchoGenerator
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, memory_draw_preview, memory_preview
 
 LIMITS = Limits(upload_bytes=1 << 20, read_s=1.0, generate_s=30.0, ready_s=0.2)
@@ -112,7 +113,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         jobs=MemoryJobs(files),
         upload_dir=tmp_path / "uploads",
         limits=LIMITS,
-        access=Access([KEY]),
+        access=Access(MemoryKeys(KEY)),
     )
     server = Server(app)
     thread = threading.Thread(target=server.serve_for_ever)

@@ -179,8 +179,9 @@ async def test_an_event_with_a_number_that_json_lacks_is_told_without_it(ai: Asy
         data = {"step": 1, "train_loss": float("nan"), "valid_loss": None}
         return Page((JobEvent("ftevent-0", job_id, 1, "info", "Step 1", "metrics", data),), has_more=False)
 
+    job = await ai.fine_tuning.jobs.create(model="gpt2", training_file=await upload(ai))
     world.jobs.list_events = list_events  # type: ignore[method-assign]
-    (event,) = [event async for event in ai.fine_tuning.jobs.list_events("ftjob-0")]
+    (event,) = [event async for event in ai.fine_tuning.jobs.list_events(job.id)]
     assert event.data == {"step": 1, "train_loss": None, "valid_loss": None}
 
 

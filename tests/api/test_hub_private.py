@@ -6,13 +6,15 @@ import httpx
 from fastapi import Request
 
 from serve.api.access import Access
+from serve.types import ALL_SEEING, EVERYBODY, Viewer, Visibility
 from tests.api.hub_world import MODEL, STRANGER, WITH_KEY, Hub
+from tests.fakes.keys import OPERATOR, MemoryKeys
 from tests.fakes.models import write_tiny_gpt2
 
 
 def test_without_a_key_a_private_model_is_nowhere(hub: Hub) -> None:
     revision = hub.publish("huggingtweets/secret", seed=3)
-    hub.store.set_private("huggingtweets/secret", True)
+    hub.store.set_visibility("huggingtweets/secret", Visibility.PRIVATE)
     for path in (
         "/api/models/{}",
         "/api/models/{}/revision/main",
@@ -48,7 +50,7 @@ def test_whoever_has_no_key_learns_no_more_than_what_was_asked(hub: Hub) -> None
         write_tiny_gpt2(staged, seed=step)
         hub.store.publish("huggingtweets/Secret", staged, revision=f"job-abc1234-step-{step}", alias=None)
     hub.publish("huggingtweets/Secret", seed=3)
-    hub.store.set_private("huggingtweets/Secret", True)
+    hub.store.set_visibility("huggingtweets/Secret", Visibility.PRIVATE)
     for path in (
         "/v1/models/{}@job-abc1234",
         "/v1/models/{}@job-abc1234/picture",
@@ -70,15 +72,15 @@ def test_caches_that_many_share_keep_nothing_private(hub: Hub) -> None:
     picture = f"/v1/models/{MODEL}@{revision}/picture"  # of any revision another may be chosen
     paths = [f"/v1/models/{MODEL}/avatar", f"/v1/models/{MODEL}@{revision}/avatar", picture]
     paths += [f"/{MODEL}/{kind}/{revision}/README.md" for kind in ("resolve", "raw")]
-    for is_private in (False, True):
-        hub.store.set_private(MODEL, is_private)
+    for visibility in Visibility:
+        hub.store.set_visibility(MODEL, visibility)
         for path in paths:
             said = hub.get(path, **WITH_KEY).headers["cache-control"]
-            assert said.startswith("private") is is_private
+            assert said.startswith("private") is (visibility is Visibility.PRIVATE)
             assert ("immutable" in said) is (revision in path and path != picture)
 
 
-def test_generation_is_told_who_sees_private_models(hub: Hub) -> None:
+def test_generation_is_told_who_asks(hub: Hub) -> None:
     for path, body in [
         ("/v1/completions", {"model": MODEL, "prompt": "My"}),
         ("/generate", {"inputs": "My"}),
@@ -86,14 +88,16 @@ def test_generation_is_told_who_sees_private_models(hub: Hub) -> None:
     ]:
         for headers in ({}, STRANGER, WITH_KEY):
             assert httpx.post(hub.url + path, json=body, headers=headers).status_code == 200
-    assert [request.sees_private for request in hub.generator.requests] == [False, False, True] * 3
+    operator = Viewer(OPERATOR, sees_all=True)
+    assert [request.viewer for request in hub.generator.requests] == [EVERYBODY, EVERYBODY, operator] * 3
 
 
-def test_without_keys_everybody_sees_everything(hub: Hub) -> None:
-    nobody = Request({"type": "http", "headers": []})
-    for keys in ("", " , "):
-        assert Access.from_setting(keys).has_key(nobody)
-    access = Access.from_setting(" one ,two")
+def test_without_keys_everybody_sees_everything() -> None:
+    def viewer(keys: MemoryKeys | None, *headers: tuple[bytes, bytes]) -> Viewer:
+        scope = {"type": "http", "headers": headers, "server": ("rookery", 80), "path": "/", "scheme": "http"}
+        return Access(keys).caller(Request(scope)).viewer
+
+    assert viewer(None) == viewer(MemoryKeys()) == ALL_SEEING
     for key, is_known in (("one", True), ("two", True), ("one ,two", False), ("", False), ("\xff", False)):
         header = (b"authorization", b"bEaReR " + key.encode("latin-1"))
-        assert access.has_key(Request({"type": "http", "headers": [header]})) == is_known
+        assert viewer(MemoryKeys("one", "two"), header) == (Viewer(OPERATOR, True) if is_known else EVERYBODY)

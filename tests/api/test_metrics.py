@@ -18,6 +18,7 @@ from serve.exposition import render
 from serve.metrics import Metrics
 from tests.api.conftest import Server, World, build_world
 from tests.fakes.generator import EchoGenerator
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 
 ADA = "huggingtweets/ada"
@@ -140,7 +141,7 @@ async def test_who_is_refused_is_counted_by_why(tmp_path: Path, headers: dict[st
         jobs=MemoryJobs(files),
         upload_dir=tmp_path / "uploads",
         metrics=metrics,
-        access=Access(["sk-one"], ["rookery"], metrics),
+        access=Access(MemoryKeys("sk-one"), ["rookery"], metrics),
     )
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://rookery") as client:

@@ -14,8 +14,9 @@ from serve.api.access import Access
 from serve.api.app import build_api
 from serve.api.previews import draw_letter
 from serve.api.service import DrawPreview
-from serve.types import ModelInfo
+from serve.types import ModelInfo, Visibility
 from tests.api.conftest import World
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import WHOLE, memory_draw_preview
 
 ADA = "huggingtweets/ada"
@@ -104,8 +105,8 @@ async def test_a_number_that_no_handle_has_is_refused(client: httpx.AsyncClient,
 
 
 async def test_a_model_that_is_not_here_or_private_has_no_face_for_a_stranger(world: World, face: Path) -> None:
-    world.catalogue.set_private(ADA, True)
-    async with client_of(world, Access(["key"]), memory_draw_preview) as client:
+    world.catalogue.set_visibility(ADA, Visibility.PRIVATE)
+    async with client_of(world, Access(MemoryKeys("key")), memory_draw_preview) as client:
         for model in (ADA, "huggingtweets/nobody", "%2e%2e%2fetc"):
             assert (await client.get(f"/v1/models/{model}/avatar")).status_code == 404
         assert (await client.post(f"/v1/models/{ADA}/preview", json=TEXT)).status_code == 401

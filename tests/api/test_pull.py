@@ -19,6 +19,7 @@ from serve.errors import ModelGated, ModelNotFound, ModelUnusable, StoreUnavaila
 from serve.metrics import Metrics
 from serve.types import ModelId, ModelInfo, PullProgress
 from tests.fakes.generator import EchoGenerator
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 
 ADA = "huggingtweets/ada"
@@ -62,7 +63,7 @@ def client_of(puller: ScriptedPuller | None, folder: Path, *keys: str) -> httpx.
         upload_dir=folder / "uploads",
         metrics=Metrics(),
         puller=puller,
-        access=Access(keys),
+        access=Access(MemoryKeys(*keys)),
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://rookery")
 

@@ -17,6 +17,7 @@ from serve.types import Eviction, JobStatus, ReplicaView, Resident
 from serve.version import VERSION
 from tests.api.conftest import World
 from tests.fakes.generator import replica_view
+from tests.fakes.keys import MemoryKeys
 
 ADA = Resident("huggingtweets/ada", "abc123", "disk", 500, 2, 0.0, "r1")
 BOB = Resident("huggingtweets/bob", "def456", "hub", 300, 0, 1.25, "r1")
@@ -151,5 +152,5 @@ def build_over(world: World, *keys: str) -> Any:
         files=world.files,
         jobs=world.jobs,
         upload_dir=folder,
-        access=Access(keys),
+        access=Access(MemoryKeys(*keys)),
     )

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from serve.database import connection as connection_module
 from serve.database.connection import Database, now_ms, patiently, read_clock_ms
 from serve.database.tables import Base, FileRow, JobRow
-from serve.errors import InvalidRequest, StoreUnavailable
+from serve.errors import DiskFull, InvalidRequest, StoreUnavailable
 from tests.postgres import PostgresServer, is_installed
 
 POSTGRESQL, SQLITE = postgresql.dialect(), sqlite.dialect()  # type: ignore[no-untyped-call]
@@ -48,6 +48,16 @@ def test_f25_locked_database_is_reported_as_unavailable(
         holder.close()
     with database.write() as session:
         assert read_clock_ms(session)
+
+
+def test_f8_full_disk_of_the_database_is_said_to_be_one(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'rookery.db'}")
+    with pytest.raises(DiskFull), database.write() as session:
+        pages = session.scalar(text("PRAGMA page_count"))
+        session.execute(text(f"PRAGMA max_page_count = {pages}"))  # as if the disk ended there
+        session.execute(text("CREATE TABLE more (line TEXT)"))
+        session.execute(text("INSERT INTO more VALUES (:line)"), {"line": "x" * 100_000})
+    database.close()
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_database_that_is_away(database: Database) -> None:

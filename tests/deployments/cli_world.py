@@ -19,11 +19,12 @@ from serve.hub.opening import open_hub
 from serve.settings import Settings
 from serve.store.opening import open_store
 from serve.store.revisions import Store
-from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, ReplicaView, Resident
+from serve.types import ALL_SEEING, Job, JobEvent, JobRequest, JobStatus, Page, ReplicaView, Resident, Viewer
 from tests.api.conftest import Server
 from tests.fakes.generator import EchoGenerator, replica_view
 from tests.fakes.hub import FakeHub, fake_hub
 from tests.fakes.hub_uploads import Uploads, accept_uploads
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 
 COUNTS = {"ada": {"downloaded": 12, "retweets": 2, "short": 1, "kept": 9}}
@@ -39,14 +40,16 @@ class ScriptedJobs(MemoryJobs):
         self.script = [JobStatus.QUEUED, JobStatus.RUNNING, end]
         self.requests: list[JobRequest] = []
 
-    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+    def create_job(
+        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+    ) -> Job:
         self.requests.append(request)
-        return super().create_job(request, idempotency_key=idempotency_key)
+        return super().create_job(request, idempotency_key=idempotency_key, max_open=max_open)
 
-    def get_job(self, job_id: str) -> Job:
+    def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
         if not self.script:
-            return super().get_job(job_id)
-        job = replace(super().get_job(job_id), status=self.script[0])
+            return super().get_job(job_id, viewer)
+        job = replace(super().get_job(job_id, viewer), status=self.script[0])
         if job.status is JobStatus.SUCCEEDED:
             result = {"counts": COUNTS, "samples": ["My dream is tea."]}
             job = replace(job, fine_tuned_model="huggingtweets/ada", result=result)
@@ -158,7 +161,7 @@ def hub_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubWo
             jobs=MemoryJobs(files),
             upload_dir=tmp_path / "uploaded",
             puller=open_hub(settings, store),
-            access=Access(["sk-key"]),
+            access=Access(MemoryKeys("sk-key")),
         )
         server = Server(app)
         variables = {"ROOKERY_URL": server.url, "ROOKERY_API_KEY": "sk-key", "HF_ENDPOINT": hub.endpoint}

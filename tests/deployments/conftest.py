@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +40,15 @@ class LiveService:
 
     def replica_pids(self, deployment: str) -> list[int]:
         """Operating-system processes of a deployment's replicas."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
         title = f"ray::ServeReplica:rookery:{deployment}"
-        return [child.pid for child in children if child.cmdline()[:1] and child.cmdline()[0].startswith(title)]
+        return [pid for pid, command in self.commands() if command[0].startswith(title)]
+
+    def commands(self) -> Iterator[tuple[int, list[str]]]:
+        """Number and command line of all its processes that live."""
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if command := child.cmdline():
+                    yield child.pid, command
 
 
 def start_service(data: Path, *arguments: str, **variables: str) -> LiveService:
@@ -63,7 +70,11 @@ def start_service(data: Path, *arguments: str, **variables: str) -> LiveService:
     )
     service = LiveService(f"http://127.0.0.1:{port}", process, data)
     assert process.stdout is not None
-    line = process.stdout.readline()  # ends with the process, too
+    try:
+        line = process.stdout.readline()  # ends with the process, too
+    except BaseException:  # whoever waits is ended: nobody else knows of the service
+        stop_service(service)
+        raise
     if line != f"ready {service.url}\n":
         stop_service(service)
         raise AssertionError(f"the service did not start; it said {line!r}")

@@ -130,6 +130,7 @@ def test_a_trainer_whose_gpu_is_wanted_is_gone_before_its_pod_is_killed() -> Non
 
 def test_gateways_are_told_whether_they_need_keys() -> None:
     assert [bound(AppArgs(needs_keys=needs), 0).init_args[3] for needs in (False, True)] == [False, True]
+    assert bound(AppArgs(), 0).init_args[3] is True  # who opens it to everybody has to say so
 
 
 def test_a_placed_replica_books_one_of_the_resource_of_its_name() -> None:

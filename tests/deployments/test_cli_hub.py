@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serve.types import Visibility
 from tests.deployments.cli_world import HubWorld, Rookery
 from tests.fakes.hub import Fault
 from tests.fakes.models import write_tiny_gpt2
@@ -58,7 +59,7 @@ def test_a_private_model_needs_the_servers_key_and_stays_private(
     rookery: Rookery, hub_world: HubWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub_world.store.import_folder(write_tiny_gpt2(tmp_path / "tiny"), "lina/wren")
-    hub_world.store.set_private("lina/wren", True)
+    hub_world.store.set_visibility("lina/wren", Visibility.PRIVATE)
     assert rookery("push", "lina/wren").code == 0
     assert hub_world.hub.repos["lina/wren"].head.info == {"private": True}
     assert rookery("push", "lina/wren", "--public", "--to", "lina/shown").code == 0

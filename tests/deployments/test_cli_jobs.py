@@ -15,7 +15,7 @@ import pytest
 from deployments import client, demo
 from serve.training import archives, dataset
 from serve.training.archives import read_archive
-from serve.types import Job, JobEvent, JobStatus, Page
+from serve.types import ALL_SEEING, Job, JobEvent, JobStatus, Page, Viewer
 from tests.deployments.cli_world import Rookery, ScriptedJobs, World, another_program
 from tests.fakes.memory import MemoryFiles, page
 
@@ -147,9 +147,10 @@ class GrowingJobs(ScriptedJobs):
         self.ids: list[str] = []
         self.left = [*self.growth]
 
-    def get_job(self, job_id: str) -> Job:
+    def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
         status = JobStatus.RUNNING if self.left else JobStatus.FAILED
-        return replace(super().get_job(job_id), status=status, error_message="It was not to be.", error_code="no")
+        job = super().get_job(job_id, viewer)
+        return replace(job, status=status, error_message="It was not to be.", error_code="no")
 
     def list_events(self, job_id: str, *, limit: int, after: str | None = None) -> Page[JobEvent]:
         if after is None and self.left:

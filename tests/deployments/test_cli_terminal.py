@@ -195,15 +195,15 @@ def test_train_asks_once_for_the_right_to_use_the_archive(run: Run, world: World
 
 
 def test_erase_shows_what_goes_and_asks(run: Run, world: World) -> None:
-    terminal = run("erase", "@ada", ADA)
-    assert ADA in terminal.wait_for("Delete 1 model, 0 open jobs, 0 files for good? [y/N]: ")
+    terminal = run("erase", ADA)
+    assert ADA in terminal.wait_for("Delete 1 model, 0 jobs, 0 files for good? [y/N]: ")
     terminal.press("\n")
     assert terminal.ends_with() == 1 and "nothing was deleted" in terminal.shown
     assert ADA in world.catalogue.models
 
 
 def test_ctrl_c_at_a_question_is_an_interrupt(run: Run, world: World) -> None:
-    terminal = run("erase", "@ada", ADA)
+    terminal = run("erase", ADA)
     terminal.wait_for_question("[y/N]: ")
     terminal.press(CTRL_C)
     assert terminal.ends_with() == 130

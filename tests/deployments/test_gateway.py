@@ -6,8 +6,9 @@ import asyncio
 import math
 import pickle
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -24,13 +25,17 @@ from deployments.pulse import with_pulse
 from deployments.router import ModelAffinityRouter
 from deployments.wire import pack
 from serve.errors import ContextLengthExceeded, ModelNotFound, Overloaded, RookeryError, StoreUnavailable
+from serve.metrics import Metrics
 from serve.settings import BadSetting
-from serve.types import Delta, GenerationRequest
+from serve.types import Delta, GenerationRequest, PromptInfo, TokenInfo, Written
 
 HANGS = None  # in a script: from here on nothing comes any more
 QUEUED = "queued"  # in a script: no replica has a place yet
 WORKS = "works"  # in a script: a replica is busy with it, and lets that be heard
+ENDS = "ends"  # in a script: the text is whole
+WORDS: list[str | Exception | None] = ["My ", "dream ", "is tea."]
 SILENCE_S = 0.05
+PROMPT = PromptInfo("My", 1, "device", 0.0, 0.0, revision="abc")
 
 
 @pytest.mark.parametrize("error", [ModelNotFound("gone", param="model"), ContextLengthExceeded("long", param="prompt")])
@@ -67,12 +72,14 @@ class Replicas:
 
     def __init__(self, *scripts: list[str | Exception | None]) -> None:
         self.scripts = list(scripts)
+        self.asked: list[GenerationRequest] = []
         self.num_cancelled = 0
 
     def options(self, **_: object) -> Replicas:
         return self
 
-    def remote(self, _request: GenerationRequest) -> Response:
+    def remote(self, request: GenerationRequest) -> Response:
+        self.asked.append(request)
         return Response(self, self.scripts.pop(0))
 
 
@@ -95,11 +102,13 @@ class Response:
                 await asyncio.sleep(3 * SILENCE_S)
             elif step is HANGS:
                 await asyncio.Event().wait()
+            elif step == ENDS:
+                yield pack([Delta(0, "", finish_reason="length")])
             elif isinstance(step, Exception):
                 raise step
             else:
                 self._context.run(note_taken)
-                yield pack([Delta(0, step)]) if step else []
+                yield pack([Delta(0, step, (TokenInfo(len(step), step, None),), prompt=PROMPT)]) if step else []
 
     def __aiter__(self) -> Response:
         return self
@@ -115,9 +124,13 @@ def rpc_error(code: StatusCode) -> AioRpcError:
     return AioRpcError(code, Metadata(), Metadata(), "Stream removed")
 
 
-async def text_by(replicas: Replicas) -> str:
-    generator = HandleGenerator(cast("DeploymentHandle[Any]", replicas), silence_s=SILENCE_S)
-    request = GenerationRequest("huggingtweets/ada", ("My dream is",), {})
+def written(words: Sequence[Any]) -> tuple[Written, ...]:
+    return (Written(tuple(map(len, words))),) if words else ()
+
+
+async def text_by(replicas: Replicas, metrics: Metrics | None = None, *, is_whole: bool = False) -> str:
+    generator = HandleGenerator(cast("DeploymentHandle[Any]", replicas), metrics, silence_s=SILENCE_S)
+    request = GenerationRequest("ada", ("My dream is",), {}, is_whole=is_whole)
     return "".join([delta.text async for deltas in generator.generate(request) for delta in deltas])
 
 
@@ -133,22 +146,51 @@ LOST = [
 @pytest.mark.parametrize("error", LOST)
 @pytest.mark.parametrize("before", [[], ["My "], ["My ", "dream "]])
 async def test_a_text_goes_on_elsewhere_whatever_tells_of_the_loss(before: list[str], error: Exception) -> None:
-    replicas = Replicas([*before, error], ["My ", "dream ", "is tea."])
+    replicas = Replicas([*before, error], WORDS[len(before) :])
     assert await text_by(replicas) == "My dream is tea."
     assert replicas.num_cancelled == 0
+    assert [one.written for one in replicas.asked] == [(), written(before)]
+    assert [one.model_id for one in replicas.asked] == ["ada", "ada@abc" if before else "ada"]
 
 
 @pytest.mark.parametrize("error", LOST)
-async def test_a_text_that_costs_two_replicas_gets_no_third(error: Exception) -> None:
-    replicas = Replicas([error], ["My ", error], ["My dream is tea."])
+@pytest.mark.parametrize("before", [[], ["My "]])
+async def test_a_text_that_costs_two_replicas_at_one_place_gets_no_third(before: list[str], error: Exception) -> None:
+    replicas = Replicas([*before, error], [error], WORDS)
     with pytest.raises(StoreUnavailable):
         await text_by(replicas)
     assert len(replicas.scripts) == 1
 
 
+async def test_a_text_that_grows_survives_several_deaths() -> None:
+    replicas = Replicas([LOST[0]], ["My ", LOST[1]], ["dream ", LOST[2]], ["is tea."])
+    assert await text_by(replicas) == "My dream is tea."
+    assert [one.written for one in replicas.asked] == [(), (), written(WORDS[:1]), written(WORDS[:2])]
+
+
+async def test_a_replica_that_is_lost_after_its_last_word_is_not_missed() -> None:
+    replicas = Replicas(["My ", "dream ", "is tea.", ENDS, LOST[0]])
+    assert await text_by(replicas) == "My dream is tea."
+
+
+async def test_a_text_whose_revision_is_gone_is_to_be_asked_for_again() -> None:
+    gone = RayTaskError("generate", "Traceback ...", ModelNotFound("gone")).as_instanceof_cause()
+    with pytest.raises(StoreUnavailable, match="has been replaced or deleted since; ask for it again") as raised:
+        await text_by(Replicas(["My ", LOST[0]], [gone]))
+    assert raised.value.retry_after_s
+
+
+async def test_what_is_taken_up_elsewhere_is_counted_by_what_there_was_of_it() -> None:
+    metrics = Metrics()
+    await text_by(Replicas([LOST[0]], ["My ", LOST[0]], WORDS[1:]), metrics)
+    await text_by(Replicas(["My ", LOST[0]], WORDS[1:]), metrics, is_whole=True)
+    counted = {had: metrics.generations_resumed.labels(had)._value.get() for had in ("nothing", "stream", "whole")}
+    assert counted == {"nothing": 1, "stream": 1, "whole": 1}
+
+
 @pytest.mark.parametrize("before", [["My "], ["", ""], ["", "My ", "dream "]])
 async def test_a_machine_that_falls_silent_is_as_good_as_dead(before: list[str]) -> None:
-    replicas = Replicas([*before, HANGS], ["My ", "dream ", "is tea."])
+    replicas = Replicas([*before, HANGS], WORDS[len("".join(before).split()) :])
     assert await text_by(replicas) == "My dream is tea."
     assert replicas.num_cancelled == 1
 
@@ -205,9 +247,15 @@ async def test_rays_router_tells_when_a_request_leaves_its_queue(monkeypatch: py
 
 
 @pytest.mark.parametrize("keys", ["", " , "])
-def test_a_gateway_that_needs_keys_does_not_start_without(keys: str) -> None:
-    with pytest.raises(BadSetting, match="ROOKERY_API_KEYS names no key.*rookery keys new"):
-        Gateway.__init__(object.__new__(Gateway), {"ROOKERY_API_KEYS": keys}, cast("Any", None), None, True)
+def test_a_gateway_that_needs_keys_does_not_start_without(tmp_path: Path, keys: str) -> None:
+    with pytest.raises(BadSetting, match="There is no key.*rookery keys create"):
+        Gateway.__init__(
+            object.__new__(Gateway),
+            {"ROOKERY_API_KEYS": keys, "ROOKERY_DATA": str(tmp_path)},
+            cast("Any", None),
+            None,
+            True,
+        )
 
 
 async def test_what_a_replica_refuses_is_asked_of_no_other() -> None:

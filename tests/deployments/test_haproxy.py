@@ -23,6 +23,7 @@ from ray.serve.config import HTTPOptions
 
 from deployments.haproxy import (
     _BODY_S,
+    _MAX_JSON_BYTES,
     _VANISHED_S,
     amend,
     close_to_others,
@@ -216,7 +217,8 @@ def test_only_the_service_stays_open_to_others(tmp_path: Path, host: str, bind: 
 
 def test_each_amendment_finds_its_place_in_what_ray_writes(tmp_path: Path) -> None:
     amended = amend(ray_config(tmp_path, ports=(1, 2)).read_text(), FOLDER)
-    for words in ("disable-l7-retry unless is_read", "option srvtcpka", f"errorfile 408 {FOLDER}/408.http\n"):
+    once = ("disable-l7-retry unless is_read", "option srvtcpka", "timeout http-request 10s\n")
+    for words in (*once, f"errorfile 408 {FOLDER}/408.http\n", "return status 413"):
         assert amended.count(words) == 1
     servers = [line.split() for line in amended.splitlines() if line.split()[:1] == ["server"]]
     assert [words[3] for words in servers] == ["tcp-ut"] * 2
@@ -347,6 +349,7 @@ def copied_files(process: int) -> Iterator[int]:
 
 def test_it_is_as_patient_as_a_gateway() -> None:
     assert Limits().json_read_s == _BODY_S
+    assert Limits().json_bytes == _MAX_JSON_BYTES
     assert Limits().read_s <= _VANISHED_S
 
 
@@ -361,6 +364,36 @@ def test_a_body_that_comes_too_slowly_is_refused_in_our_form(tmp_path: Path, bin
         response.begin()
         assert (response.status, response.headers["content-type"]) == (408, "application/json")
         assert json.loads(response.read())["error"]["code"] == "request_timeout"
+
+
+def test_a_body_announced_as_too_large_is_refused_before_it_is_waited_for(tmp_path: Path, binary: str) -> None:
+    with gateway("hangs") as asked:
+        port = free_port()
+        config = ray_config(tmp_path, port=port, ports=(asked.port,))
+        with (
+            haproxy(tmp_path, binary, config, port),
+            socket.create_connection(("127.0.0.1", port), timeout=30) as client,
+        ):
+            client.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: {_MAX_JSON_BYTES + 1}\r\n\r\n".encode()
+            )
+            response = http.client.HTTPResponse(client)
+            response.begin()
+            body = response.read()
+        asked.end()
+    assert (response.status, response.headers["content-type"]) == (413, "application/json")
+    assert json.loads(body)["error"]["code"] == "payload_too_large"
+    assert asked.seen == []
+
+
+def test_what_asks_for_no_path_is_refused_not_put_off(tmp_path: Path, binary: str) -> None:
+    with gateway("answers") as asked:
+        port = free_port()
+        with haproxy(tmp_path, binary, ray_config(tmp_path, port=port, ports=(asked.port,)), port):
+            wait_until(lambda: ask(port, "GET", "/v1/models").status == 200)
+            refused = ask(port, "GET", "http:x")
+            assert ask(port, "GET", "/v1/models").status == 200
+    assert (refused.status, json.loads(refused.body)["error"]["code"]) == (400, "invalid_value")
 
 
 def test_while_no_gateway_is_known_it_says_when_to_ask_again(tmp_path: Path, binary: str) -> None:

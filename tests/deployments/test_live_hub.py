@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 from serve.store.revisions import Store
+from serve.types import Visibility
 from tests.deployments.conftest import BASE, LiveService, import_tiny_model, start_service, stop_service
 from tests.fakes.models import write_tiny_gpt2
 from tests.hub.clients import check_clients, pipeline_word_for_word, run_apart
@@ -64,7 +65,7 @@ def test_a_client_gets_the_version_that_was_published_since(service: LiveService
 def test_a_private_model_writes_for_callers_with_a_key_alone(service: LiveService) -> None:
     secret = "huggingtweets/secret"
     import_tiny_model(service.data, secret, seed=9)
-    Store(service.data, embedded={}).set_private(secret, True)
+    Store(service.data, embedded={}).set_visibility(secret, Visibility.PRIVATE)
     body = {"model": secret, "prompt": "My dream is", "max_tokens": 3}
     assert httpx.post(f"{service.url}/v1/completions", json=body, timeout=60).status_code == 404
     client = OpenAI(base_url=f"{service.url}/v1", api_key=KEY)

@@ -578,7 +578,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(
 
 
 def test_a_job_without_its_file_or_for_an_unknown_base_is_refused(client: OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="file-0") as caught:
+    with pytest.raises(openai.NotFoundError, match="no file of that id") as caught:
         client.fine_tuning.jobs.create(model=BASE, training_file="file-0")
     assert caught.value.param == "training_file"
     file = client.files.create(file=ARCHIVE, purpose="fine-tune")

@@ -47,8 +47,12 @@ class Collected:
     ids: list[int] = field(default_factory=list)
     tokens: list[TokenInfo] = field(default_factory=list)
     prompt: list[TokenInfo] = field(default_factory=list)
-    text: str = ""
+    texts: list[str] = field(default_factory=list)  # a step each
     last: Output | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
 
 
 class Harness:
@@ -104,7 +108,7 @@ class Harness:
         with self._changed:
             for output in outputs:
                 collected = self.collected[output.sequence]
-                collected.text += output.text
+                collected.texts.append(output.text)
                 collected.prompt.extend(output.prompt_tokens)
                 if output.token:
                     collected.ids.append(output.token.id)

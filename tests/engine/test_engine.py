@@ -129,7 +129,7 @@ def test_a_model_with_nan_weights_fails_alone(tmp_path: Path) -> None:
     good = [harness.submit(i, harness.sequence(i, prompt)) for i in range(3)]
     harness.engine.submit(broken, [bad])
     harness.wait([*good, bad_result])
-    assert bad_result.last is not None and bad_result.last.error is not None and "NaN" in bad_result.last.error
+    assert bad_result.last is not None and bad_result.last.error is not None and "NaN" in bad_result.last.error.message
     for i in range(3):
         assert good[i].ids == greedy(harness.reference(i), prompt, GREEDY.max_new_tokens)
     harness.engine.close()

@@ -72,7 +72,7 @@ class EchoGenerator:
     async def top(self, limit: int) -> TopView:
         return top_of([self.usage.sketch()], limit)
 
-    async def forget(self, model_id: str) -> None:
+    async def forget(self, model_id: str, *, at_once: bool = False) -> None:
         self.forgotten.append(model_id)
 
     async def check_ready(self) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from serve.errors import BadUpload, Conflict, ModelNotFound, NotFound, TooFewTweets
+from serve.errors import BadUpload, Conflict, ModelNotFound, NotFound, NotOwner, TooFewTweets
 from serve.types import (
+    ALL_SEEING,
     Artifact,
     Checkpoint,
     FileRecord,
@@ -24,6 +25,8 @@ from serve.types import (
     RevisionInfo,
     Run,
     TrainingFile,
+    Viewer,
+    Visibility,
 )
 
 T = TypeVar("T")
@@ -62,7 +65,7 @@ class MemoryCatalogue:
         owner: str | None = None,
         tags: Sequence[str] = (),
         newest_first: bool = False,
-        with_private: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[ModelInfo]:
         found = [
             info
@@ -70,30 +73,40 @@ class MemoryCatalogue:
             if (query or "").lower() in info.model_id.lower()
             and (owner is None or info.model_id.lower().startswith(f"{owner.lower()}/"))
             and set(tags) <= set(info.tags)
-            and (with_private or not info.is_private)
+            and viewer.may_see(info.owner, info.visibility is not Visibility.PUBLIC)
         ]
         if newest_first:
             found.sort(key=_age, reverse=True)
             found = [info for info in found if older_than is None or _age(info) < older_than]
         return page(found, [info.model_id for info in found], limit, after)
 
-    def count_models(self, *, with_private: bool = True) -> int | None:
-        return sum(with_private or not info.is_private for info in self.models.values())
+    def bytes_of(self, owner: str) -> int:
+        return sum(info.num_bytes for info in self.models.values() if info.owner == owner)
 
-    def get_model(self, model_id: str) -> ModelInfo:
+    def count_models(self, *, viewer: Viewer = ALL_SEEING) -> int | None:
+        return len(self.list_models(limit=len(self.models), viewer=viewer).items)
+
+    def get_model(self, model_id: str, viewer: Viewer = ALL_SEEING) -> ModelInfo:
         name, _, revision = model_id.partition("@")
         if name not in self.models or revision not in ("", "main", "abc123", "abc122", "abc121", WHOLE):
             raise ModelNotFound("There is no such model.", param="model")
         info = self.models[name]
+        if not viewer.may_see(info.owner, info.is_private):
+            raise ModelNotFound("There is no such model.", param="model")
         return info if revision in ("", "main") else dataclasses.replace(info, revision=revision)
 
     def list_aliases(self, model_id: str) -> Mapping[str, str]:
         return {"main": self.main.get(model_id, self.get_model(model_id).revision)}
 
-    def set_private(self, model_id: str, is_private: bool) -> None:
+    def _check_right(self, model_id: str, viewer: Viewer) -> None:
+        if not viewer.may_change(self.get_model(model_id, viewer).owner):
+            raise NotOwner("This is somebody else's.")
+
+    def set_visibility(self, model_id: str, visibility: Visibility, viewer: Viewer = ALL_SEEING) -> None:
         if model_id == "fledgling":
             raise Conflict("The embedded base model cannot be private.")
-        self.models[model_id] = dataclasses.replace(self.get_model(model_id), is_private=is_private)
+        self._check_right(model_id, viewer)
+        self.models[model_id] = dataclasses.replace(self.get_model(model_id), visibility=visibility)
 
     def list_files(self, model_id: str, *, with_digests: bool = False) -> tuple[RepoFile, ...]:
         return self.files.get(self.get_model(model_id).model_id, ())
@@ -104,13 +117,23 @@ class MemoryCatalogue:
                 return file
         raise NotFound("The model has no such file.")
 
-    def delete_model(self, model_id: str) -> str:
+    def delete_model(self, model_id: str, viewer: Viewer = ALL_SEEING, *, by: str = "") -> str:
         spelled = next((known for known in self.models if known.lower() == model_id.lower()), model_id)
-        self.get_model(spelled)
+        self._check_right(spelled, viewer)
         if spelled == "fledgling":
             raise Conflict("The embedded base model cannot be deleted.")
         del self.models[spelled]
         return spelled
+
+    def disable(self, model_id: str, *, by: str = "", reason: str = "") -> str:
+        return self._set_disabled(model_id, True)
+
+    def enable(self, model_id: str) -> str:
+        return self._set_disabled(model_id, False)
+
+    def _set_disabled(self, model_id: str, is_disabled: bool) -> str:
+        self.models[model_id] = dataclasses.replace(self.get_model(model_id), is_disabled=is_disabled)
+        return model_id
 
     def read_card(self, model_id: str) -> str:
         return f"# {self.get_model(model_id).model_id}"
@@ -128,22 +151,24 @@ class MemoryCatalogue:
             raise ModelNotFound("The model has no such face.", param="model")
         return found[number]
 
-    def set_preview(self, model_id: str, text: str, picture: bytes) -> None:
+    def set_preview(self, model_id: str, text: str, picture: bytes, viewer: Viewer = ALL_SEEING) -> None:
+        self._check_right(model_id, viewer)
         info = self.get_model(model_id)
         if info.model_id == "fledgling":
             raise Conflict("The embedded base model is shown as it is.")
         self.models[info.model_id] = dataclasses.replace(self.models[info.model_id], sample=text)
         self.previews[model_id] = (text, picture)
 
-    def list_revisions(self, model_id: str) -> tuple[RevisionInfo, ...]:
-        self.get_model(model_id)
+    def list_revisions(self, model_id: str, viewer: Viewer = ALL_SEEING) -> tuple[RevisionInfo, ...]:
+        self.get_model(model_id, viewer)
         main = self.main.get(model_id, "abc123")
         return tuple(
             RevisionInfo(model_id, name, 1_700_000_000 - age, 10, name == main, "ftjob-0", step, {"train": 3.5})
             for age, (name, step) in enumerate([("abc123", None), ("abc122", 40), ("abc121", None)])
         )
 
-    def roll_back(self, model_id: str, revision: str) -> RevisionInfo:
+    def roll_back(self, model_id: str, revision: str, viewer: Viewer = ALL_SEEING) -> RevisionInfo:
+        self._check_right(model_id, viewer)
         found = {info.revision: info for info in self.list_revisions(model_id)}
         if revision not in found:
             raise ModelNotFound("There is no such revision.", param="revision")
@@ -163,23 +188,33 @@ class MemoryFiles:
         self.folder = folder
         self.records: dict[str, FileRecord] = {}
 
-    def create_file(self, source: Path, filename: str, purpose: str) -> FileRecord:
+    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
         id = f"file-{len(self.records)}"
         path = source.rename(self.folder / id)
-        self.records[id] = FileRecord(id, filename, path.stat().st_size, 1_700_000_000, purpose, path)
+        self.records[id] = FileRecord(id, filename, path.stat().st_size, 1_700_000_000, purpose, path, owner)
         return self.records[id]
 
-    def get_file(self, file_id: str) -> FileRecord:
-        if file_id not in self.records:
+    def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
+        if file_id not in self.records or not viewer.may_change(self.records[file_id].owner):
             raise NotFound("There is no such file.")
         return self.records[file_id]
 
     def list_files(
-        self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        purpose: str | None = None,
+        newest_first: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[FileRecord]:
         found = [record for record in self.records.values() if purpose in (None, record.purpose)]
+        found = [record for record in found if viewer.may_change(record.owner)]
         found = found[::-1] if newest_first else found
         return page(found, [record.id for record in found], limit, after)
+
+    def bytes_of(self, owner: str) -> int:
+        return sum(record.num_bytes for record in self.records.values() if record.owner == owner)
 
     def delete_file(self, file_id: str) -> None:
         self.get_file(file_id).path.unlink()
@@ -195,7 +230,9 @@ class MemoryJobs:
         self.keys: dict[tuple[str, str], tuple[JobRequest, str]] = {}
         self.forgotten: list[str] = []
 
-    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+    def create_job(
+        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+    ) -> Job:
         contents = dataclasses.replace(request, files=tuple(map(self._content, request.files)), validation_file=None)
         if idempotency_key is not None and (request.owner, idempotency_key) in self.keys:
             first, id = self.keys[request.owner, idempotency_key]
@@ -216,15 +253,24 @@ class MemoryJobs:
     def _content(self, file: TrainingFile) -> TrainingFile:
         return dataclasses.replace(file, file_id=self.files.get_file(file.file_id).path.read_bytes().hex())
 
-    def get_job(self, job_id: str) -> Job:
-        if job_id not in self.jobs:
-            raise NotFound("There is no such job.")
+    def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
+        self.check_job(job_id, viewer)
         return self.jobs[job_id]
 
+    def check_job(self, job_id: str, viewer: Viewer) -> None:
+        if job_id not in self.jobs or not viewer.may_change(self.jobs[job_id].request.viewer.tenant):
+            raise NotFound("There is no such job.")
+
     def list_jobs(
-        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[Job]:
         found = [job for job in self.jobs.values() if _matches(job, metadata)][::-1]
+        found = [job for job in found if viewer.may_change(job.request.viewer.tenant)]
         return page(found, [job.id for job in found], limit, after)
 
     def count_jobs(self) -> Mapping[JobStatus, int]:

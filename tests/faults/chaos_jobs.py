@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 from sqlalchemy import select
 
-from serve.database.tables import EventRow, JobRow
-from serve.errors import Conflict, ModelNotFound, StoreUnavailable
+from serve.database.tables import JobRow
+from serve.errors import Conflict, StoreUnavailable
 from serve.store.revisions import Store
 from serve.training.jobs.options import RunOptions
 from serve.training.jobs.queue import MAX_ATTEMPTS
 from serve.types import Hyperparameters, JobRequest, JobStatus, TrainingFile
+from tests.faults.invariants import check_jobs, check_leftovers
 from tests.faults.supervise import LEASE_S
 from tests.postgres import PostgresServer
 from tests.training.making import BASE, Training
@@ -259,66 +260,30 @@ def _started_at(pid: int) -> float | None:
 
 def check(chaos: Chaos) -> tuple[list[str], list[str]]:
     """What was lost and what was doubled, a sentence each. The first also tells of what was left behind."""
-    lost, doubled = [], []
     training = chaos.training
     store = Store(training.options.data_dir, embedded=training.options.embedded)  # opening it sweeps what the dead left
-    with training.database.read() as session:
-        rows = {row.id: row for row in session.scalars(select(JobRow))}
-    for job_id in chaos.job_ids:
-        row = rows.get(job_id)
-        if row is None or row.status not in (JobStatus.SUCCEEDED, JobStatus.CANCELLED):
-            lost.append(f"{job_id}: {row.status if row else 'gone'}: {row.error_message if row else ''}")
-            continue
-        ends = _ends(training, job_id)
-        if len(ends) != 1:
-            doubled.append(f"{job_id}: ended {len(ends)} times: {ends}")
-        revisions = _finished_revisions(store, f"huggingtweets/bot{chaos.job_ids.index(job_id)}")
-        wanted = 1 if row.status == JobStatus.SUCCEEDED else 0
-        if len(revisions) > wanted:
-            doubled.append(f"{job_id}: {row.status} with revisions {revisions}")
-        elif len(revisions) < wanted:
-            lost.append(f"{job_id}: succeeded without a model")
-        elif wanted and store.resolve(row.fine_tuned_model or "").revision != row.result["revision"]:
-            lost.append(f"{job_id}: 'main' is not its revision")
-    if len(rows) != len(chaos.job_ids):
-        doubled.append(f"{len(rows)} jobs of {len(chaos.job_ids)} requests")
-    lost += [f"left behind: {path}" for path in _leftovers(training)]
-    return lost, doubled
-
-
-def _ends(training: Training, job_id: str) -> list[str]:
-    """The events that tell of an end."""
-    with training.database.read() as session:
-        events = session.scalars(select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.seq)).all()
-    assert events and events[0].message == "The job was created.", job_id
-    last_words = ("is ready.", "was cancelled.")
-    ends = [e.message for e in events if e.level == "error" or e.message.endswith(last_words)]
-    if not ends or events[-1].message != ends[-1]:
-        ends.append(f"and then: {events[-1].message}")
-    return ends
-
-
-def _finished_revisions(store: Store, model_id: str) -> list[str]:
-    """Those that are no checkpoint from the middle of a training."""
-    try:
-        return [found.revision for found in store.list_revisions(model_id) if found.step is None]
-    except ModelNotFound:
-        return []
-
-
-def _leftovers(training: Training) -> list[Path]:
-    data = training.options.data_dir
-    uploads = [path for path in training.options.uploads.iterdir() if not path.name.startswith("file-")]
-    return [*(data / "models" / ".staging").iterdir(), *training.options.work_of("").glob("*"), *uploads]
+    accepted = {job_id: f"huggingtweets/bot{number}" for number, job_id in enumerate(chaos.job_ids)}
+    lost, doubled = check_jobs(training.database, store, accepted)
+    return lost + check_leftovers(training.options.data_dir, training.database), doubled
 
 
 # --- The whole --------------------------------------------------------------------------------------------
 
 
 def run(
-    kills: int, db: str, seed: int, root: Path, database_url: str | None, *, pause_s: float | None = None
+    kills: int,
+    db: str,
+    seed: int,
+    root: Path,
+    database_url: str | None,
+    *,
+    pause_s: float | None = None,
+    kinds: Mapping[str, float] = KINDS,
 ) -> dict[str, Any]:
-    """Its figures; `broken` tells of each thing that went wrong. `pause_s`: None: half of what a job takes here."""
+    """Its figures; `broken` tells of each thing that went wrong. `pause_s`: None: half of what a job takes here.
+
+    `kinds`: of those in KINDS, how often each.
+    """
     training = Training(root, database_url, checkpoint_every_s=CHECKPOINT_S, retry_delay_s=0.2)
     chaos = Chaos(training, root / "supervisors.log", random.Random(seed))
     started = time.monotonic()
@@ -336,7 +301,7 @@ def run(
             victim = chaos.wait_for_publisher(4 * pause_s) if chaos.random.random() < LATE_SHARE else None
             if victim is None:
                 time.sleep(chaos.random.uniform(0.1, 2 * pause_s))
-            kind = chaos.random.choices(list(KINDS), list(KINDS.values()))[0]
+            kind = chaos.random.choices(list(kinds), list(kinds.values()))[0]
             if chaos.kill(kind, victim) and chaos.kills.total() % 20 == 0:
                 print(f"{chaos.kills.total()} kills, {len(chaos.job_ids)} jobs", file=sys.stderr, flush=True)
         chaos.drain()

@@ -235,7 +235,7 @@ class ModelReader:
         output = self._outputs.get(timeout=60)
         self._engine.close()
         if output.token is None or output.token.logprob is None:
-            raise GenerationFailed(output.error or "no token")
+            raise GenerationFailed(str(output.error or "no token"))
         return prompt, output.token.id, output.token.logprob
 
     def _take(self, outputs: list[Output]) -> None:

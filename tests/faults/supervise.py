@@ -1,6 +1,6 @@
-"""One supervisor as a process, with short leases. Options come by stdin; SIGTERM ends it.
+"""One supervisor as a process, with short leases, or so many times longer ones. Options come by stdin; SIGTERM ends it.
 
-python -m tests.faults.supervise < options.json
+python -m tests.faults.supervise [TIMES] < options.json
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from serve.training.jobs.supervisor import Supervisor
 LEASE_S, BEAT_S, POLL_S = 3.0, 0.5, 0.1
 
 
-async def supervise(options: RunOptions) -> None:
-    supervisor = Supervisor(options, lease_s=LEASE_S, beat_s=BEAT_S, poll_s=POLL_S)
+async def supervise(options: RunOptions, times: float) -> None:
+    supervisor = Supervisor(options, lease_s=times * LEASE_S, beat_s=times * BEAT_S, poll_s=POLL_S)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     running = asyncio.create_task(supervisor.run_forever())
@@ -27,4 +27,4 @@ async def supervise(options: RunOptions) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(supervise(RunOptions.from_json(sys.stdin.read())))
+    asyncio.run(supervise(RunOptions.from_json(sys.stdin.read()), float((*sys.argv[1:], "1")[0])))

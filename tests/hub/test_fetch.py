@@ -29,7 +29,7 @@ from serve.hub.breaker import Breakers
 from serve.hub.fetch import Hub
 from serve.hub.session import Session
 from serve.store.revisions import Revision, Store
-from serve.types import PullProgress
+from serve.types import ALL_SEEING, EVERYBODY, PullProgress, Visibility
 from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.faults.payloads import Call
@@ -368,15 +368,15 @@ def test_private_and_gated_models_are_private_here_and_nobody_else_has_them_fetc
 ) -> None:
     server.add(ADA, write_tiny_gpt2(tmp_path / "repo"), **info)
     with pytest.raises(ModelNotFound) as hidden:
-        hub.locate(ADA, sees_private=False)
+        hub.locate(ADA, viewer=EVERYBODY)
     assert server.num_requests() == 1 and "/api/models/" in server.requests[0].path
     with pytest.raises(ModelNotFound):
-        hub.fetch(ADA, sees_private=False)
+        hub.fetch(ADA, viewer=EVERYBODY)
 
     assert hub.locate(ADA).is_private and store.get_model(ADA).is_private
     num_requests = server.num_requests()
     with pytest.raises(ModelNotFound) as denied:
-        hub.locate(ADA, sees_private=False)
+        hub.locate(ADA, viewer=EVERYBODY)
     assert denied.value.message == hidden.value.message
     assert server.num_requests() == num_requests + 1, "it is to be like a model that is nowhere, in time as well"
 
@@ -400,11 +400,11 @@ def test_what_others_have_learnt_of_a_private_model_is_not_told_to_strangers(
         hub.locate(ADA)
     for name in (ADA, f"{ADA}@{sha}"):
         with pytest.raises(ModelNotFound):
-            hub.locate(name, sees_private=False)
+            hub.locate(name, viewer=EVERYBODY)
     assert server.add(ADA, tmp_path / "repo") == sha  # public from now on
     num_files = server.num_requests("/config.json")
     with pytest.raises(ModelUnusable, match="llama"):
-        hub.locate(ADA, sees_private=False)
+        hub.locate(ADA, viewer=EVERYBODY)
     assert server.num_requests("/config.json") == num_files, "a public model's verdict holds for all"
 
 
@@ -413,34 +413,34 @@ def test_private_model_that_is_here_is_in_an_outage_like_one_that_is_nowhere(
 ) -> None:
     server.add(ADA, write_tiny_gpt2(tmp_path / "repo"))
     hub.locate(ADA)
-    store.publish("x/trained", write_tiny_gpt2(store.stage()), is_private=True)
+    store.publish("x/trained", write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE)
     server.close_door()
     for name in ("x/trained", "x/nobody"):
         with pytest.raises(HubUnreachable):
-            hub.locate(name, sees_private=False)
+            hub.locate(name, viewer=EVERYBODY)
     assert hub.locate("x/trained").is_private
 
 
 # --- What is here by another way ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_private", [False, True])
+@pytest.mark.parametrize("visibility", [Visibility.PUBLIC, Visibility.PRIVATE])
 def test_model_that_was_trained_here_gets_nothing_from_the_hub_unasked(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, is_private: bool
+    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, visibility: Visibility
 ) -> None:
-    mine = store.publish("huggingtweets/Ada", write_tiny_gpt2(store.stage(), seed=1), is_private=is_private)
+    mine = store.publish("huggingtweets/Ada", write_tiny_gpt2(store.stage(), seed=1), visibility=visibility)
     sha = server.add(ADA, write_tiny_gpt2(tmp_path / "repo", seed=2), tag="v1")
     for name in (f"{ADA}@{sha}", f"{ADA}@v1", f"huggingtweets/Ada@{sha}"):
-        for sees_private in (True, False):
+        for viewer in (ALL_SEEING, EVERYBODY):
             with pytest.raises(ModelNotFound):
-                hub.locate(name, sees_private=sees_private)
+                hub.locate(name, viewer=viewer)
     assert not any("/resolve/" in seen.path for seen in server.requests)
     assert hub.locate(ADA) == mine
 
     hub.pull(ADA)  # by hand it may be
     assert os.listdir(tmp_path / "data/models/huggingtweets") == ["Ada"]
     assert hub.locate(f"{ADA}@{sha}").model_id == "huggingtweets/Ada"
-    assert hub.locate(ADA).is_private == is_private
+    assert hub.locate(ADA).visibility is visibility
     assert hub.locate(f"{ADA}@{mine.revision}").path == mine.path
 
 
@@ -462,7 +462,7 @@ def test_model_that_is_deleted_while_it_is_fetched_stays_so(
     server.add(ADA, write_tiny_gpt2(tmp_path / "old", seed=1))
     if begins == "with the model":
         hub.locate(ADA)
-        store.set_private(ADA, True)
+        store.set_visibility(ADA, Visibility.PRIVATE)
     server.add(ADA, write_tiny_gpt2(tmp_path / "new", seed=2))
 
     def delete(progress: PullProgress) -> None:

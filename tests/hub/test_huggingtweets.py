@@ -18,7 +18,7 @@ from serve.generator import LocalGenerator
 from serve.settings import Settings
 from serve.store.opening import open_store
 from serve.store.revisions import Revision
-from serve.types import Delta, GenerationRequest
+from serve.types import EVERYBODY, Delta, GenerationRequest
 from tests.fakes.hub import FakeHub
 from tests.fakes.models import END_OF_TEXT, write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
@@ -142,6 +142,6 @@ async def test_stranger_gets_nothing_of_a_private_model(server: FakeHub, setting
     asked: dict[str, Any] = {"model_id": "x/a", "sampling": {"max_new_tokens": 2}}
     for _ in range(2):
         with pytest.raises(ModelNotFound):
-            await collect(generator, sees_private=False, **asked)
+            await collect(generator, viewer=EVERYBODY, **asked)
         assert await collect(generator, **asked)
     await generator.close()

@@ -38,7 +38,7 @@ def config() -> dict[str, Any]:
     numbers = {"gateway": (1, 1), "generator": (1, 2), "trainer": (0, 2)}
     most = {f"max_{name}s": most for name, (_, most) in numbers.items()}
     fewest = {f"num_{name}s": fewest for name, (fewest, _) in numbers.items()}
-    application["args"] = {"placed": True, "device": "cpu", "working_set_s": 8.0, **fewest, **most}
+    application["args"] = {"placed": True, "device": "cpu", "working_set_s": 8.0, "needs_keys": False, **fewest, **most}
     delays = {"upscale_delay_s": 1, "downscale_delay_s": 5, "look_back_period_s": 4, "metrics_interval_s": 1}
     application["deployments"] = [
         {"name": name, "autoscaling_config": {"min_replicas": fewest, "max_replicas": most, **delays}}

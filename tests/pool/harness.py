@@ -139,6 +139,7 @@ class World:
         self.loader = FakeLoader(sizes or {}, tiers or {})
         self.events: list[PoolEvent] = []
         options.setdefault("min_residency_s", 0.0)
+        options.setdefault("limit_s", 1e9)  # calls last as long as a test likes
         self.pool: ModelPool[str, Slot] = ModelPool(
             self.loader,
             budget_bytes=budget_bytes,

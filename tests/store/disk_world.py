@@ -11,7 +11,7 @@ from typing import TypedDict, Unpack
 
 from serve.errors import ModelNotFound
 from serve.store.revisions import Store
-from serve.types import ModelInfo
+from serve.types import ALL_SEEING, ModelInfo, Viewer, Visibility
 
 EVERYTHING = 10_000
 
@@ -24,12 +24,14 @@ class Disk:
         self.embedded = {"base/fledgling": shutil.copytree(tiny, root / "fledgling")}
         self.stores = [Store(root / "data", embedded=self.embedded) for _ in range(2)]
 
-    def publish(self, model_id: str, *, number: int = 0, by: int = 0, **facts: object) -> str:
+    def publish(self, model_id: str, *, number: int = 0, by: int = 0, tenant: str = "", **facts: object) -> str:
         folder = shutil.copytree(self._tiny, self.stores[by].stage(), dirs_exist_ok=True)
         facts = {"created_at": 1_700_000_000 + number, **facts}
         (folder / "rookery.json").write_text(json.dumps({"number": number, **facts}))
         alias = None if "checkpoint_step" in facts else "main"
-        return self.stores[by].publish(model_id, folder, alias=alias).revision
+        return (
+            self.stores[by].publish(model_id, folder, alias=alias, viewer=Viewer(tenant, sees_all=not tenant)).revision
+        )
 
     def put(self, model_id: str, **facts: object) -> None:
         home = self.models / model_id
@@ -68,7 +70,7 @@ class Wanted(TypedDict, total=False):
     query: str
     owner: str | None
     tags: tuple[str, ...]
-    with_private: bool
+    viewer: Viewer
 
 
 def _is_wanted(
@@ -76,13 +78,13 @@ def _is_wanted(
     query: str = "",
     owner: str | None = None,
     tags: tuple[str, ...] = (),
-    with_private: bool = True,
+    viewer: Viewer = ALL_SEEING,
 ) -> bool:
     return (
         query.lower() in info.model_id.lower()
         and (owner is None or info.model_id.lower().startswith(f"{owner.lower()}/"))
         and all(tag in info.tags for tag in tags)
-        and (with_private or not info.is_private)
+        and (info.visibility is Visibility.PUBLIC or viewer.sees_all or viewer.tenant == info.owner != "")
     )
 
 

@@ -81,7 +81,7 @@ def test_the_data_sets_of_all_revisions_are_kept_until_the_model_is_deleted(stor
         assert store.find_dataset(ADA, sha256) is not None
     store.delete_model(ADA)
     assert store.find_dataset(ADA, SHA256) is None
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".deleted"}
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != ".tombstones"}
     assert left == {".lock", INDEX, f"{INDEX}-journal"}
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from serve.errors import ModelNotFound
 from serve.store.disk import locked
 from serve.store.index import INDEX, Index
 from serve.store.marks import PRIVATE, set_mark
-from serve.types import ModelInfo
+from serve.types import EVERYBODY, ModelInfo, Visibility
 from tests.store.disk_world import Disk, list_all, list_by_pages, list_ids
 
 # --- What others do -------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ def test_listing_is_what_the_folders_say_whatever_was_done_to_them(disk: Disk, s
 
     def publish(name: str) -> None:
         if name != "base/Fledgling":  # that one comes with the program
-            facts: dict[str, object] = {"tags": ["t"]} if chance.random() < 0.5 else {}
+            facts: dict[str, Any] = {"tags": ["t"]} if chance.random() < 0.5 else {}
             facts |= {"checkpoint_step": 1} if chance.random() < 0.2 else {}
             disk.publish(name, number=chance.randrange(1000), by=chance.randrange(2), **facts)
 
@@ -54,7 +55,7 @@ def test_listing_is_what_the_folders_say_whatever_was_done_to_them(disk: Disk, s
 
     def mark(name: str) -> None:
         with contextlib.suppress(Exception):
-            disk.stores[chance.randrange(2)].set_private(name, chance.random() < 0.5)
+            disk.stores[chance.randrange(2)].set_visibility(name, chance.choice(list(Visibility)))
 
     def drop(name: str) -> None:
         with contextlib.suppress(ModelNotFound):
@@ -72,7 +73,7 @@ def test_listing_is_what_the_folders_say_whatever_was_done_to_them(disk: Disk, s
         if name and not (name == "base/Fledgling" and done is not put):
             done(name)
         disk.check()
-    disk.check(with_private=False)
+    disk.check(viewer=EVERYBODY)
     disk.check(tags=("t",))
     disk.check(owner="A")
 
@@ -85,7 +86,7 @@ def test_crash_before_the_index_follows_is_healed(disk: Disk, monkeypatch: pytes
     disk.check()
     with monkeypatch.context() as crashing:
         crashing.setattr(Index, "following", lambda *args: contextlib.nullcontext())
-        disk.stores[0].set_private("a/x", True)
+        disk.stores[0].set_visibility("a/x", Visibility.PRIVATE)
         disk.stores[0].delete_model("a/y")
         disk.publish("a/new", number=5)
         disk.publish("a/hidden", number=6)
@@ -151,7 +152,7 @@ def test_readers_never_wait_for_who_is_writing(disk: Disk) -> None:
         assert store.resolve("A/ADA").model_id == "a/Ada" and store.resolve("b/new").model_id == "b/new"
         with pytest.raises(ModelNotFound):
             store.resolve("c/absent")
-        assert list_ids(store, owner="a", with_private=False) == ["a/Ada"]
+        assert list_ids(store, owner="a", viewer=EVERYBODY) == ["a/Ada"]
         assert list_ids(store, newest_first=True, tags=("t",)) == ["a/Ada"]
     disk.check()
     with _locked_elsewhere(disk):
@@ -207,7 +208,7 @@ def test_threads_that_write_and_read_while_the_index_vanishes_do_not_wait_for_ea
         try:
             for _ in range(20):
                 (disk.models / INDEX).unlink(missing_ok=True)
-                store.set_private("A/X", number % 2 == 0)  # holds the lock, and looks into the index
+                store.set_visibility("A/X", list(Visibility)[number % 3])  # holds the lock, and looks into the index
                 assert list_ids(store, owner="a") == ["a/x"]
         except BaseException as exc:
             failures.append(exc)

@@ -12,6 +12,7 @@ import pytest
 from serve.errors import ModelNotFound
 from serve.store import index_search
 from serve.store.index import INDEX, Index, IndexUnavailable
+from serve.types import ALL_SEEING, EVERYBODY, Viewer, Visibility
 from tests.store.disk_world import Disk, Wanted, list_all, list_by_pages, list_ids
 
 # --- Searching ------------------------------------------------------------------------------------------------
@@ -42,15 +43,15 @@ def test_conditions_hold_together_in_both_orders_and_pages(
 ) -> None:
     monkeypatch.setattr(index_search, "_FEW", few)
     for number, name in enumerate(("a/ax", "A/bx", "a/cy", "b/ax", "b/by", "lone")):
-        disk.publish(name, number=number // 2, tags=["t", f"n{number % 2}"])
-        disk.stores[0].set_private(name, number % 3 == 0)
-    for query, owner, tags, with_private in itertools.product(
+        disk.publish(name, number=number // 2, tags=["t", f"n{number % 2}"], tenant="ab"[number % 2])
+        disk.stores[0].set_visibility(name, list(Visibility)[number % 3])
+    for query, owner, tags, viewer in itertools.product(
         ("", "x", "ax", "/a", "fled"),
         (None, "a", "B", "nobody"),
         ((), ("t",), ("n1", "t"), ("nothing",)),
-        (True, False),
+        (ALL_SEEING, EVERYBODY, Viewer("a"), Viewer("b")),
     ):
-        wanted = Wanted(query=query, owner=owner, tags=tags, with_private=with_private)
+        wanted = Wanted(query=query, owner=owner, tags=tags, viewer=viewer)
         disk.check(**wanted)
         for newest_first in (False, True):
             whole = list_all(disk.stores[0], newest_first=newest_first, **wanted)
@@ -61,8 +62,8 @@ def test_conditions_hold_together_in_both_orders_and_pages(
 def test_models_are_counted_as_they_are_listed(disk: Disk) -> None:
     def check() -> None:
         for store in disk.stores:
-            for with_private in (True, False):
-                assert store.count_models(with_private=with_private) == len(list_all(store, with_private=with_private))
+            for viewer in (ALL_SEEING, EVERYBODY, Viewer("a"), Viewer("b")):
+                assert store.count_models(viewer=viewer) == len(list_all(store, viewer=viewer))
 
     check()
     for name in ("a/ada", "b/bob", "lone"):
@@ -71,9 +72,13 @@ def test_models_are_counted_as_they_are_listed(disk: Disk) -> None:
     disk.publish("a/unfinished", checkpoint_step=3)
     disk.put("a/by_hand")
     check()
-    disk.stores[0].set_private("b/bob", True)
+    disk.stores[0].set_visibility("b/bob", Visibility.PRIVATE)
     check()
-    assert disk.stores[1].count_models() == 5 and disk.stores[1].count_models(with_private=False) == 4
+    disk.publish("b/own", tenant="b")
+    disk.stores[0].set_visibility("b/own", Visibility.UNLISTED)
+    check()
+    disk.stores[0].delete_model("b/own")
+    assert disk.stores[1].count_models() == 5 and disk.stores[1].count_models(viewer=EVERYBODY) == 4
     disk.stores[0].delete_model("a/ada")
     disk.take("a/by_hand")
     check()

@@ -16,6 +16,7 @@ from serve.store.local_copies import LocalCopies
 from serve.store.model_files import PROVENANCE
 from serve.store.revisions import Revision, Store
 from serve.store.validate import WEIGHTS
+from serve.types import EVERYBODY, Visibility
 from tests.fakes.logs import captured_lines
 from tests.fakes.models import write_tiny_gpt2
 
@@ -158,7 +159,7 @@ def test_a_model_that_is_forgotten_while_it_is_copied_leaves_nothing(
         copies.forget("org/ada")
         return True
 
-    monkeypatch.setattr("serve.store.local_copies._is_named_by", forgotten_meanwhile)
+    monkeypatch.setattr("serve.store.local_copies.is_intact", forgotten_meanwhile)
     with captured_lines() as lines:
         assert copies.make(weights) is None
     assert [(line["event"], line["reason"]) for line in lines] == [
@@ -206,7 +207,7 @@ def test_what_arrives_damaged_is_no_copy(world: World, monkeypatch: pytest.Monke
     weights.chmod(0o444)
     with captured_lines() as lines:
         assert world.copies().make(weights) is None
-    assert [line["reason"] for line in lines] == ["What was copied is not what the revision's name says."]
+    assert [line["reason"] for line in lines] == ["What was copied is not what was published."]
     assert world.files() == []
 
 
@@ -333,9 +334,9 @@ def test_two_machines_with_their_own_index_each_see_what_the_other_does(tmp_path
     publish(one, "org/ada")
     assert listed(one) == listed(two) == ["org/ada"]
     publish(two, "org/bob")
-    two.set_private("org/ada", True)
+    two.set_visibility("org/ada", Visibility.PRIVATE)
     assert listed(one) == listed(two) == ["org/ada", "org/bob"]
-    assert [info.model_id for info in one.list_models(limit=10, with_private=False).items] == ["org/bob"]
+    assert [info.model_id for info in one.list_models(limit=10, viewer=EVERYBODY).items] == ["org/bob"]
     one.delete_model("org/ada")
     assert listed(one) == listed(two) == ["org/bob"]
     assert not list((data / "models").glob(".index*")), "no database lies in the shared folder"

@@ -10,6 +10,7 @@ import pytest
 
 from serve.errors import Conflict, InvalidRequest, ModelNotFound
 from serve.store.revisions import Revision, Store
+from serve.types import EVERYBODY, Visibility
 from tests.fakes.models import write_tiny_gpt2
 
 ADA = "huggingtweets/ada"
@@ -28,10 +29,12 @@ def publish(store: Store, model_id: str = ADA, *, seed: int = 0, **facts: object
     return store.publish(model_id, folder, alias=None if "checkpoint_step" in facts else "main")
 
 
-def fetch(store: Store, model_id: str, *, sha: str = SHA, alias: str = "main", is_private: bool = False) -> Revision:
+def fetch(
+    store: Store, model_id: str, *, sha: str = SHA, alias: str = "main", visibility: Visibility = Visibility.PUBLIC
+) -> Revision:
     folder = write_tiny_gpt2(store.stage(), seed=int(sha[0]))
     (folder / "rookery.json").write_text(json.dumps({"source": "hub"}))
-    return store.publish(model_id, folder, revision=sha, alias=alias, is_private=is_private)
+    return store.publish(model_id, folder, revision=sha, alias=alias, visibility=visibility)
 
 
 # --- Private --------------------------------------------------------------------------------------------------
@@ -41,17 +44,17 @@ def test_private_model_says_so_wherever_it_is_met(store: Store) -> None:
     publish(store)
     assert not store.resolve(ADA).is_private and not store.get_model(ADA).is_private
 
-    store.set_private(ADA.upper(), True)
+    store.set_visibility(ADA.upper(), Visibility.PRIVATE)
 
     assert store.resolve(ADA).is_private and store.resolve("HuggingTweets/ADA").is_private
     assert store.get_model(ADA).is_private and store.list_models(limit=9).items[1].is_private
-    assert [info.model_id for info in store.list_models(limit=9, with_private=False).items] == ["fledgling"]
+    assert [info.model_id for info in store.list_models(limit=9, viewer=EVERYBODY).items] == ["fledgling"]
     new = publish(store, seed=2)
     assert new.is_private and store.resolve(f"{ADA}@{new.revision}").is_private
 
-    store.set_private(ADA, False)
+    store.set_visibility(ADA, Visibility.PUBLIC)
     assert not store.resolve(ADA).is_private
-    assert len(store.list_models(limit=9, with_private=False).items) == 2
+    assert len(store.list_models(limit=9, viewer=EVERYBODY).items) == 2
 
 
 def test_fetched_private_model_is_private_before_anybody_can_see_it(
@@ -65,7 +68,7 @@ def test_fetched_private_model_is_private_before_anybody_can_see_it(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", looking)
-    assert fetch(store, "org/secret", is_private=True).is_private
+    assert fetch(store, "org/secret", visibility=Visibility.PRIVATE).is_private
     assert marked == [True]
     fetch(store, "org/secret", sha="2" * 40)
     assert store.resolve("org/secret").is_private  # a later fetch makes nothing public
@@ -74,23 +77,23 @@ def test_fetched_private_model_is_private_before_anybody_can_see_it(
 def test_folder_put_there_by_hand_can_be_private(store: Store, tmp_path: Path) -> None:
     write_tiny_gpt2(tmp_path / "data/models/huggingtweets/dropped")
     revision = store.resolve("huggingtweets/dropped").revision
-    store.set_private("huggingtweets/dropped", True)
+    store.set_visibility("huggingtweets/dropped", Visibility.PRIVATE)
     found = store.resolve("huggingtweets/dropped")
     assert found.is_private and found.revision == revision
-    assert [info.model_id for info in store.list_models(limit=9, with_private=False).items] == ["fledgling"]
+    assert [info.model_id for info in store.list_models(limit=9, viewer=EVERYBODY).items] == ["fledgling"]
 
 
 def test_what_is_not_there_and_what_comes_with_the_program_cannot_be_marked(store: Store, tmp_path: Path) -> None:
     (tmp_path / "data/models/huggingtweets/empty").mkdir(parents=True)
     for model_id in ("huggingtweets/nobody", "huggingtweets/empty"):
         with pytest.raises(ModelNotFound):
-            store.set_private(model_id, True)
+            store.set_visibility(model_id, Visibility.PRIVATE)
         with pytest.raises(ModelNotFound):
             store.keep(model_id)
     with pytest.raises(Conflict):
-        store.set_private("Fledgling", True)
+        store.set_visibility("Fledgling", Visibility.PRIVATE)
     with pytest.raises(InvalidRequest):
-        store.set_private(f"{ADA}@main", True)
+        store.set_visibility(f"{ADA}@main", Visibility.PRIVATE)
 
 
 # --- Aliases --------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ def test_dropped_revision_takes_its_aliases_and_at_last_the_home_with_it(store: 
 
 def test_model_that_was_private_is_so_again_after_its_last_revision_has_gone(store: Store) -> None:
     fetch(store, "org/one")
-    store.set_private("org/one", True)
+    store.set_visibility("org/one", Visibility.PRIVATE)
     store.drop_revision("org/one", SHA)
     with pytest.raises(ModelNotFound):
         store.resolve("org/one")

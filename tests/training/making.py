@@ -68,10 +68,10 @@ class Training:
         self.to_close: list[Callable[[], None]] = [self.database.close]
         self._root = root
 
-    def upload(self, number: int = 150, seed: int = 0, purpose: str = "fine-tune") -> FileRecord:
+    def upload(self, number: int = 150, seed: int = 0, purpose: str = "fine-tune", owner: str = "") -> FileRecord:
         source = self._root / "upload.txt"
         source.write_text("\n".join(made_up_texts(number, seed)) + "\n", encoding="utf-8")
-        return self.jobs.create_file(source, "tweets.txt", purpose)
+        return self.jobs.create_file(source, "tweets.txt", purpose, owner)
 
     def create_job(
         self,

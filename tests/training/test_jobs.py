@@ -43,7 +43,7 @@ def test_uploaded_file_is_moved_found_listed_and_deleted(training: Training, tmp
     assert training.jobs.list_files(limit=5, purpose="other").items == ()
     training.jobs.delete_file(first.id)
     assert not first.path.exists()
-    with pytest.raises(NotFound, match=first.id):
+    with pytest.raises(NotFound, match="no file of that id"):
         training.jobs.get_file(first.id)
 
 
@@ -148,7 +148,7 @@ def test_bad_request_is_refused_by_the_name_of_its_field(
 
 
 def test_job_of_an_unknown_file_is_refused(training: Training) -> None:
-    with pytest.raises(NotFound, match="file-none") as caught:
+    with pytest.raises(NotFound, match="no file of that id") as caught:
         training.jobs.create_job(JobRequest(BASE, (TrainingFile("file-none"),)))
     assert caught.value.param == "training_file"
 

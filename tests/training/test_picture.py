@@ -55,11 +55,16 @@ def test_picture_is_a_png_of_the_size_that_links_show() -> None:
     data = draw_picture([ADA], SAID, model_id="huggingtweets/ada")
     image = opened(data)
     assert (image.format, image.size) == ("PNG", (1200, 630)) and len(data) <= MAX_BYTES
-    assert not image.info  # nothing of the machine, no date
+    assert image.info.keys() <= {"Software", "Comment", "XML:com.adobe.xmp", "xmp"}  # no date, nothing of the machine
 
 
 def test_same_inputs_give_the_same_bytes() -> None:
     assert draw_picture([ADA], SAID) == draw_picture([ADA], SAID)
+
+
+def test_picture_tells_programs_that_it_is_generated() -> None:
+    said = opened(draw_picture([ADA], SAID)).text  # type: ignore[attr-defined]
+    assert "AI-generated" in said["Comment"] and "trainedAlgorithmicMedia" in said["XML:com.adobe.xmp"]
 
 
 def test_every_part_is_on_the_picture_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

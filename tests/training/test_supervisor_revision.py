@@ -11,7 +11,7 @@ from serve.store.model_files import content_hash
 from serve.training.jobs.publishing import Publisher
 from serve.training.jobs.queue import Publication
 from serve.training.jobs.run import JobRun
-from serve.types import JobStatus
+from serve.types import JobStatus, Visibility
 from tests.training.making import BASE, Training
 from tests.training.supervising import MODEL, claim_of, files_of_model, leftovers, revisions, run_of
 
@@ -80,10 +80,10 @@ def test_model_of_an_earlier_release_is_adopted_without_its_runs(
     job = training.create_job()
     published = Publisher.publish
 
-    def die_after(self: Publisher, stage: Path, model_id: str, *, is_private: bool) -> None:
+    def die_after(self: Publisher, stage: Path, model_id: str, *, visibility: Visibility) -> None:
         for path in (stage / "runs").iterdir():
             path.write_text('{"run": "as it was told once"}')
-        published(self, stage, model_id, is_private=is_private)
+        published(self, stage, model_id, visibility=visibility)
         raise _Dies
 
     with monkeypatch.context() as patched:

@@ -20,6 +20,7 @@ from serve.training.dataset import preview
 from serve.types import Job, JobEvent, JobRequest, JobStatus, ModelInfo, Page, Run, TrainingFile
 from serve.web.router import add_pages
 from tests.fakes.generator import EchoGenerator
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs, page
 
 KEY = "a key of ours"
@@ -113,7 +114,7 @@ def build_world(
         preview=look,
         draw_preview=draw,
         add_pages=add_pages,
-        access=Access(keys, hosts),
+        access=Access(MemoryKeys(*keys), hosts),
     )
     return World(app, generator, catalogue, files, jobs, folder / "uploads", pictures)
 

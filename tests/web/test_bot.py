@@ -17,9 +17,10 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 from serve.api.access import Access
 from serve.api.app import build_api
 from serve.errors import ModelNotFound, ModelUnusable
-from serve.types import Artifact, JobStatus, ModelInfo, PullProgress, RevisionInfo, Run
+from serve.types import ALL_SEEING, Artifact, JobStatus, ModelInfo, PullProgress, RevisionInfo, Run, Visibility
 from serve.web.router import add_pages
 from tests.fakes.generator import EchoGenerator
+from tests.fakes.keys import MemoryKeys
 from tests.fakes.memory import MemoryCatalogue, MemoryFiles, MemoryJobs
 from tests.web.conftest import BROWSER, World
 
@@ -126,7 +127,7 @@ async def test_of_many_versions_the_newest_are_shown_and_the_one_that_answers(
         for kind, step in (("f", None), ("c", 7))
         for number in range(60)
     ]
-    world.catalogue.list_revisions = lambda model_id: tuple(made)  # type: ignore[method-assign]
+    world.catalogue.list_revisions = lambda model_id, viewer=ALL_SEEING: tuple(made)  # type: ignore
     page = parse(await client.get(ADA))
     shown = [row.text() for row in page.css("#versions tbody th")]
     assert shown == [*(f"f{number:02}" for number in range(50)), "f55", *(f"c{number:02}" for number in range(50))]
@@ -181,7 +182,7 @@ async def test_only_who_may_decide_is_offered_to(
 async def test_to_a_stranger_a_private_bot_is_not_here(
     locked_world: World, stranger: httpx.AsyncClient, owner: httpx.AsyncClient
 ) -> None:
-    know(locked_world, is_private=True)
+    know(locked_world, visibility=Visibility.PRIVATE)
     assert (await stranger.get(ADA)).status_code == 404
     assert (await stranger.post(ADA, data={"do": "write"})).status_code == 404
     page = parse(await owner.get(ADA))
@@ -351,11 +352,16 @@ async def test_a_text_stands_for_the_version_that_wrote_it(world: World, client:
         assert sentence.startswith("There is no ")
 
 
-async def test_a_bot_becomes_private_and_public_again(world: World, client: httpx.AsyncClient) -> None:
-    for private, is_private, done in (("yes", True, "private"), ("no", False, "public")):
-        reply = await client.post(ADA, data={"do": "private", "private": private})
-        assert (reply.status_code, reply.headers["location"]) == (303, f"{ADA}?done={done}")
-        assert world.catalogue.models["huggingtweets/ada"].is_private is is_private
+async def test_a_bot_becomes_private_unlisted_and_public_again(world: World, client: httpx.AsyncClient) -> None:
+    for visibility in ("private", "unlisted", "public"):
+        reply = await client.post(ADA, data={"do": "visibility", "visibility": visibility})
+        assert (reply.status_code, reply.headers["location"]) == (303, f"{ADA}?done={visibility}")
+        assert world.catalogue.models["huggingtweets/ada"].visibility.value == visibility
+        page = parse(await client.get(ADA))
+        assert one(page, "#visibility option[selected]").attributes["value"] == visibility
+        assert bool(page.css("meta[name=robots]")) is (visibility == "unlisted")
+    for wrong in ({}, {"visibility": "secret"}):
+        assert (await client.post(ADA, data={"do": "visibility", **wrong})).status_code == 400
 
 
 async def test_deleting_takes_a_tick_and_takes_everything(world: World, client: httpx.AsyncClient) -> None:
@@ -373,7 +379,7 @@ async def test_the_embedded_base_stays(world: World, client: httpx.AsyncClient) 
     assert "cannot be deleted" in (await client.post("/bots/fledgling", data={"do": "delete", "sure": "yes"})).text
 
 
-@pytest.mark.parametrize("action", ["preview", "rollback", "private", "delete", "pull", "", "other"])
+@pytest.mark.parametrize("action", ["preview", "rollback", "visibility", "delete", "pull", "", "other"])
 async def test_a_stranger_decides_nothing(locked_world: World, stranger: httpx.AsyncClient, action: str) -> None:
     before = dict(locked_world.catalogue.models)
     reply = await stranger.post(ADA, data={"do": action, "sure": "yes", "revision": "abc121", "text": "t"})
@@ -441,7 +447,7 @@ def browser(puller: SlowPuller, folder: Path, *keys: str) -> httpx.AsyncClient:
         upload_dir=folder / "uploads",
         puller=puller,
         add_pages=add_pages,
-        access=Access(keys),
+        access=Access(MemoryKeys(*keys)),
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://rookery", headers=BROWSER)
 

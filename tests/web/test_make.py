@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serve.training.dataset import preview
-from serve.types import BOT_PURPOSE
+from serve.types import BOT_PURPOSE, Visibility
 from tests.training.archive_files import tweet, x_zip
 from tests.web.conftest import LIMITS, World, build_world, upload_form
 
@@ -283,7 +283,7 @@ async def test_a_bot_of_that_name_is_said_to_get_a_new_version(
 async def test_a_private_bot_of_that_name_is_said_to_those_with_a_key(
     owner: httpx.AsyncClient, locked_world: World, archive: bytes
 ) -> None:
-    locked_world.catalogue.set_private("huggingtweets/ada", True)
+    locked_world.catalogue.set_visibility("huggingtweets/ada", Visibility.PRIVATE)
     page = await review(owner, ("x.zip", archive, "ada"))
     assert "huggingtweets/ada is here already" in said(page)
 

@@ -13,7 +13,7 @@ import pytest
 
 from serve.api.access import COOKIE
 from serve.errors import DiskFull, Overloaded, RookeryError, StoreUnavailable
-from serve.types import JobStatus
+from serve.types import JobStatus, Visibility
 from serve.web.pages import static_files, static_url
 from tests.web.conftest import BROWSER, KEY, World, build_world
 
@@ -475,6 +475,6 @@ async def test_an_empty_server_asks_for_the_first_bot(client: httpx.AsyncClient,
 async def test_private_bots_are_shown_to_those_with_a_key_alone(
     stranger: httpx.AsyncClient, owner: httpx.AsyncClient, locked_world: World
 ) -> None:
-    locked_world.catalogue.set_private("huggingtweets/ada", True)
+    locked_world.catalogue.set_visibility("huggingtweets/ada", Visibility.PRIVATE)
     assert "huggingtweets/ada" not in (await stranger.get("/")).text
     assert "huggingtweets/ada" in (await owner.get("/")).text

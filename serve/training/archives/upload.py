@@ -461,7 +461,7 @@ def read_lines(text: TextIO, name: str) -> Iterator[str]:
 
 
 def quoted(filename: str) -> str:
-    """A user's file name, fit for a message."""
+    """A user's file name, fit for a message: with nothing in it that says anything to a page or a terminal."""
     base = re.split(r"[/\\]", filename)[-1]
-    printable = "".join(char for char in base if char.isprintable())
-    return f"'{printable[:80]}'"
+    plain = "".join(char if char.isalnum() or char in " .-()" else "_" for char in base[:80])
+    return f"'{plain}'"

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import ModelNotFound
+from serve.store.burials import Fence
+from serve.store.disk import translated
 from serve.store.model_files import content_hash
 from serve.store.revisions import Revision, Store
 from serve.training.jobs.queue import Claim, JobQueue, Publication
+from serve.types import Visibility
 
 
 class Publisher:
@@ -25,6 +28,17 @@ class Publisher:
 
     def __init__(self, store: Store, queue: JobQueue, claim: Claim) -> None:
         self._store, self._queue, self._claim = store, queue, claim
+        self._viewer = claim.job.request.viewer
+        self._fence: Fence | None = None
+
+    def begin(self, model_id: str, handles: Collection[str]) -> None:
+        """From now on nothing is published of what is deleted.
+
+        Raises: Erased, ModelDisabled, StoreUnavailable; NotOwner where the name is another tenant's.
+        """
+        with translated("look up a model"):
+            self._fence = self._store.burials.fence(model_id, handles)
+            self._store.check_name(model_id, self._viewer)
 
     def settle(self) -> Revision | None:
         """What the attempt before has published, if it had come that far; it cannot any more."""
@@ -44,13 +58,15 @@ class Publisher:
             self._queue.set_publication(self._claim, None)
         return found
 
-    def publish(self, stage: Path, model_id: str, *, is_private: bool) -> Revision:
-        """Makes the staged folder the model's `main`. `is_private`: and the model private; one that is so stays so."""
+    def publish(self, stage: Path, model_id: str, *, visibility: Visibility) -> Revision:
+        """Makes the staged folder the model's `main`, of the job's tenant. At most `visibility` meet it from now on."""
         revision = content_hash(stage)
         publication = Publication(stage, model_id, revision, self._store.main_of(model_id))
         # Rejected once another attempt has begun; if not, that attempt will know of this folder.
         self._queue.set_publication(self._claim, publication)
-        published = self._store.publish(model_id, stage, revision=revision, is_private=is_private)
+        published = self._store.publish(
+            model_id, stage, revision=revision, visibility=visibility, viewer=self._viewer, fence=self._fence
+        )
         # From now on whoever moves `main`, even back to where it was, has decided so later.
         self._queue.set_publication(self._claim, replace(publication, main_before=revision))
         return published
@@ -64,11 +80,13 @@ class Publisher:
             return False
 
     def publish_checkpoint(
-        self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any], *, is_private: bool
+        self, stage: Path, model_id: str, step: int, metrics: Mapping[str, Any], *, visibility: Visibility
     ) -> None:
         """Makes the staged folder a revision that only its own name leads to."""
         self._queue.check(self._claim)
-        found = self._store.publish(model_id, stage, alias=None, is_private=is_private)
+        found = self._store.publish(
+            model_id, stage, alias=None, visibility=visibility, viewer=self._viewer, fence=self._fence
+        )
         named = f"{found.model_id}@{found.revision}"
         kept = self._queue.record_checkpoint(self._claim, step=step, model_id=named, metrics=metrics)
         self._store.drop_checkpoints(found.model_id, of_job=self._claim.job.id, keep=_revisions(kept))

@@ -264,7 +264,7 @@ class JobQueue:
             for file in replaced:
                 session.delete(file)
             now = read_clock_ms(session) // 1000
-            named = {"filename": filename, "purpose": RESULTS_PURPOSE}
+            named = {"filename": filename, "purpose": RESULTS_PURPOSE, "owner": row.tenant}
             session.add(FileRow(id=file_id, num_bytes=num_bytes, created_at=now, **named))
             gone = [file.id for file in replaced]
             row.result = {**(row.result or {}), "result_files": [id for id in earlier if id not in gone] + [file_id]}

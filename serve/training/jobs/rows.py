@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal, TypeVar, cast
 
-from sqlalchemy import Select, String, delete, func, or_, select
+from sqlalchemy import ColumnElement, Select, String, delete, false, func, or_, select
 from sqlalchemy import cast as cast_to
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from serve.database.connection import read_clock_ms
 from serve.database.tables import (
@@ -26,6 +26,7 @@ from serve.database.tables import (
 )
 from serve.errors import Conflict, NotFound
 from serve.types import (
+    ALL_SEEING,
     Checkpoint,
     Hyperparameters,
     Integration,
@@ -34,6 +35,8 @@ from serve.types import (
     JobRequest,
     JobStatus,
     TrainingFile,
+    Viewer,
+    Visibility,
 )
 
 KEY_LIFETIME_S = 24 * 3600  # of an idempotency key
@@ -65,6 +68,13 @@ def to_job(row: JobRow) -> Job:
     )
 
 
+def of_viewer(column: InstrumentedAttribute[str], viewer: Viewer) -> list[ColumnElement[bool]]:
+    """What holds of rows that are theirs. `column`: the tenant whose a row is."""
+    if viewer.sees_all:
+        return []
+    return [column == viewer.tenant] if viewer.tenant else [false()]
+
+
 def file_ids(request: Mapping[str, Any]) -> list[str]:
     """All files that a stored request names."""
     validation = request.get("validation_file")
@@ -80,6 +90,7 @@ def add_job(session: Session, request: JobRequest, status: JobStatus, result: di
         seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         result=result,
         owner=request.owner,
+        tenant=request.viewer.tenant,
         priority=request.priority,
         turn=_next_turn(session, request),
     )
@@ -217,6 +228,8 @@ def _to_request(stored: Mapping[str, Any]) -> JobRequest:
         ),
         priority=stored.get("priority", 0),
         owner=stored.get("owner", ""),
+        viewer=Viewer(**stored["viewer"]) if "viewer" in stored else ALL_SEEING,
+        visibility=Visibility(stored.get("visibility", Visibility.PUBLIC)),
     )
 
 
@@ -238,20 +251,36 @@ def find_open(session: Session, job_id: str) -> JobRow:
     return row
 
 
-def find_row(session: Session, kind: type[_Row], row_id: str, *, lock: bool = False, param: str | None = None) -> _Row:
-    query = select(kind).where(kind.id == row_id)
+def find_row(
+    session: Session,
+    kind: type[_Row],
+    row_id: str,
+    *conditions: ColumnElement[bool],
+    lock: bool = False,
+    param: str | None = None,
+) -> _Row:
+    """Raises: NotFound, also where it does not meet the conditions."""
+    query = select(kind).where(kind.id == row_id, *conditions)
     row = session.scalars(query.with_for_update() if lock else query).first()
     if row is None:
         noun = {FileRow: "file", JobRow: "job", EventRow: "event", CheckpointRow: "checkpoint"}[kind]
-        raise NotFound(f"There is no {noun} '{row_id[:64]}'.", param=param)
+        raise NotFound(f"There is no {noun} of that id.", param=param)
     return row
 
 
 def page_of_rows(
-    session: Session, query: Select[_Row], kind: type[_Row], limit: int, after: str | None, *, newest_first: bool
+    session: Session,
+    query: Select[_Row],
+    kind: type[_Row],
+    limit: int,
+    after: str | None,
+    *conditions: ColumnElement[bool],
+    newest_first: bool,
 ) -> tuple[list[_Row], bool]:
+    """`after`: a row that meets the conditions, as all do that are given. Raises: NotFound."""
+    query = query.where(*conditions)
     if after is not None:
-        seq = find_row(session, kind, after, param="after").seq
+        seq = find_row(session, kind, after, *conditions, param="after").seq
         query = query.where(kind.seq < seq if newest_first else kind.seq > seq)
     ordered = query.order_by(kind.seq.desc() if newest_first else kind.seq).limit(limit + 1)
     rows = list(session.scalars(ordered))

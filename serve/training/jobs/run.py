@@ -38,6 +38,7 @@ from serve.training.jobs.queue import MAX_ATTEMPTS, MAX_CHECKPOINTS, Claim, JobQ
 from serve.training.jobs.store import JobStore
 from serve.training.preprocess import Preprocessed, preprocess
 from serve.training.processes import tie_to_parent
+from serve.types import Visibility
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: only when there is something to train
     from serve.hub.fetch import Hub
@@ -111,6 +112,7 @@ class JobRun:
         with self._phase("preprocess"):
             data = self._preprocess()
         bind(model=data.model_id)
+        self._publisher.begin(data.model_id, [person.handle for person in data.people])
         # Whoever tidies up after this job finds by the one that there is something, and by the other where.
         self._options.work_of(self._claim.job.id).mkdir(parents=True, exist_ok=True)
         self._queue.add_result(self._claim, {"model_id": data.model_id})
@@ -125,7 +127,7 @@ class JobRun:
             with self._phase("train"):
                 result = self._train(data, base, stage)
             with self._phase("publish"):
-                revision = self._publisher.publish(stage, data.model_id, is_private=base.is_private)
+                revision = self._publisher.publish(stage, data.model_id, visibility=self._visibility(base))
         finally:
             self._store.discard(stage)
         log.info("job_trained", steps=result.num_steps, tokens=result.trained_tokens, loss=round(result.train_loss, 4))
@@ -171,18 +173,23 @@ class JobRun:
         return data
 
     def _locate_base(self) -> Revision:
-        options, base_model = self._options, self._claim.job.request.base_model
+        options, request = self._options, self._claim.job.request
+        base_model, viewer = request.base_model, request.viewer
         if not options.hub_enabled:
-            return self._store.resolve(base_model)
+            return self._store.resolve(base_model, viewer)
         from serve.hub.opening import open_hub
 
         self._hub = open_hub(options, self._store, self._metrics)
         self._check_stop()  # which came just before there was a Hub to close
         try:
-            return self._hub.locate(base_model)
+            return self._hub.locate(base_model, viewer=viewer)
         except StoreUnavailable:
             self._check_stop()
             raise
+
+    def _visibility(self, base: Revision) -> Visibility:
+        """What has learnt from a private model is private too."""
+        return Visibility.PRIVATE if base.is_private else self._claim.job.request.visibility
 
     def _train(self, data: Preprocessed, base: Revision, stage: Path) -> FineTuneResult:
         """Leaves a whole revision in `stage`, and checkpoints of it published on the way."""
@@ -224,7 +231,7 @@ class JobRun:
                 losses = {} if progress.valid_loss is None else {"held_out": progress.valid_loss}
                 write_presentation(folder, data, base_model=base.model_id, created_at=job.created_at, losses=losses)
                 self._publisher.publish_checkpoint(
-                    folder, data.model_id, progress.step, _metrics(progress), is_private=base.is_private
+                    folder, data.model_id, progress.step, _metrics(progress), visibility=self._visibility(base)
                 )
             finally:
                 self._store.discard(folder)

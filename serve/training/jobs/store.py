@@ -32,6 +32,7 @@ from serve.database.tables import (
     RunRow,
 )
 from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
+from serve.store.disk import make_folder
 from serve.training.dataset import NAMESPACE
 from serve.training.jobs.rows import (
     OPEN_STATES,
@@ -45,6 +46,7 @@ from serve.training.jobs.rows import (
     forget_old_keys,
     jobs_of,
     new_id,
+    of_viewer,
     page_of_rows,
     pause,
     to_checkpoint,
@@ -57,6 +59,7 @@ from serve.training.tracking.lineage import read_runs
 from serve.training.tracking.outbox import WAITING
 from serve.types import (
     ABANDONED_AFTER_S,
+    ALL_SEEING,
     BOT_PURPOSE,
     MAX_ARCHIVES,
     MAX_BATCH_SIZE,
@@ -69,6 +72,7 @@ from serve.types import (
     ModelId,
     Page,
     Run,
+    Viewer,
     check_range,
 )
 
@@ -92,7 +96,7 @@ class JobStore:
         database: Database,
         uploads: Path,
         *,
-        check_base: Callable[[str], object] = lambda model_id: None,
+        check_base: Callable[[str, Viewer], object] = lambda model_id, viewer: None,
         max_jobs_per_key: int | None = None,
     ) -> None:
         self._database = database
@@ -104,34 +108,47 @@ class JobStore:
 
     # --- Files --------------------------------------------------------------------------------------------
 
-    def create_file(self, source: Path, filename: str, purpose: str) -> FileRecord:
-        """Takes `source` over (moves it). Raises: StoreUnavailable."""
+    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
+        """Takes `source` over (moves it); it is the tenant `owner`'s. Raises: StoreUnavailable."""
         file_id = new_id("file")
         num_bytes = source.stat().st_size
         move_durably(source, self._uploads / file_id)
         try:
             with self._database.write() as session:
                 now = read_clock_ms(session) // 1000
-                row = FileRow(id=file_id, filename=filename, num_bytes=num_bytes, created_at=now, purpose=purpose)
+                facts = {"filename": filename, "num_bytes": num_bytes, "created_at": now, "purpose": purpose}
+                row = FileRow(id=file_id, owner=owner, **facts)
                 session.add(row)
                 return self._file(row)
         except StoreUnavailable:
             (self._uploads / file_id).unlink(missing_ok=True)
             raise
 
-    def get_file(self, file_id: str) -> FileRecord:
-        """Raises: NotFound."""
+    def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
+        """Raises: NotFound, also for a file that is not the viewer's."""
         with self._database.read() as session:
-            return self._file(find_row(session, FileRow, file_id))
+            return self._file(find_row(session, FileRow, file_id, *of_viewer(FileRow.owner, viewer)))
 
     def list_files(
-        self, *, limit: int, after: str | None = None, purpose: str | None = None, newest_first: bool = True
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        purpose: str | None = None,
+        newest_first: bool = True,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[FileRecord]:
-        """Raises: NotFound when there is no file `after`."""
+        """The viewer's. Raises: NotFound when there is no file `after`."""
         query = select(FileRow) if purpose is None else select(FileRow).where(FileRow.purpose == purpose)
         with self._database.read() as session:
-            rows, has_more = page_of_rows(session, query, FileRow, limit, after, newest_first=newest_first)
+            own = of_viewer(FileRow.owner, viewer)
+            rows, has_more = page_of_rows(session, query, FileRow, limit, after, *own, newest_first=newest_first)
             return Page(tuple(map(self._file, rows)), has_more)
+
+    def bytes_of(self, owner: str) -> int:
+        """Of all of a tenant's files."""
+        with self._database.read() as session:
+            return session.scalar(select(func.sum(FileRow.num_bytes)).where(FileRow.owner == owner)) or 0
 
     def delete_file(self, file_id: str) -> None:
         """Raises: NotFound; Conflict while a job that has not ended needs the file."""
@@ -171,11 +188,14 @@ class JobStore:
                     path.unlink()
 
     def _file(self, row: FileRow) -> FileRecord:
-        return FileRecord(row.id, row.filename, row.num_bytes, row.created_at, row.purpose, self._uploads / row.id)
+        path = self._uploads / row.id
+        return FileRecord(row.id, row.filename, row.num_bytes, row.created_at, row.purpose, path, row.owner)
 
     # --- Jobs ---------------------------------------------------------------------------------------------
 
-    def create_job(self, request: JobRequest, *, idempotency_key: str | None = None) -> Job:
+    def create_job(
+        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+    ) -> Job:
         """Checks the request, and the archives themselves where they are not too large to read at once.
 
         The same key from the same owner gives the job that it gave before, for a day.
@@ -188,7 +208,7 @@ class JobStore:
             with self._database.read() as session:
                 if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
-        self._check_base(request.base_model)
+        self._check_base(request.base_model, request.viewer)
         status, result = self._validate_files(request)
         with self._database.write() as session:
             take_lock(session, CREATION_LOCK)
@@ -196,7 +216,7 @@ class JobStore:
                 if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
                 forget_old_keys(session)
-            self._check_room(session, request.owner)
+            self._check_room(session, request.owner, self._max_jobs_per_key if max_open is None else max_open)
             row = add_job(session, request, status, result)
             if idempotency_key:
                 session.add(
@@ -212,9 +232,9 @@ class JobStore:
 
     def _validate_files(self, request: JobRequest) -> tuple[JobStatus, dict[str, Any]]:
         """The status and result that the new job begins with."""
-        files = [self._training_file(entry.file_id) for entry in request.files]
-        judge_by = request.validation_file
-        validation = None if judge_by is None else self._training_file(judge_by, param=VALIDATION_PARAM)
+        viewer, judge_by = request.viewer, request.validation_file
+        files = [self._training_file(entry.file_id, viewer) for entry in request.files]
+        validation = None if judge_by is None else self._training_file(judge_by, viewer, VALIDATION_PARAM)
         if sum(file.num_bytes for file in (*files, validation) if file) > MAX_BYTES_READ_AT_ONCE:
             return JobStatus.VALIDATING, {}
         handles = [entry.handle for entry in request.files]
@@ -238,15 +258,25 @@ class JobStore:
                     return hashlib.file_digest(stream, "sha256").hexdigest()
         return file_id
 
-    def get_job(self, job_id: str) -> Job:
-        """Raises: NotFound."""
+    def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
+        """Raises: NotFound, also for a job that is not the viewer's."""
         with self._database.read() as session:
-            return to_job(find_row(session, JobRow, job_id))
+            return to_job(find_row(session, JobRow, job_id, *of_viewer(JobRow.tenant, viewer)))
+
+    def check_job(self, job_id: str, viewer: Viewer) -> None:
+        """Raises: NotFound where there is no such job of the viewer's."""
+        with self._database.read() as session:
+            find_row(session, JobRow, job_id, *of_viewer(JobRow.tenant, viewer))
 
     def list_jobs(
-        self, *, limit: int, after: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        *,
+        limit: int,
+        after: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        viewer: Viewer = ALL_SEEING,
     ) -> Page[Job]:
-        """Newest first; only those that carry all of `metadata`, or, for {}, those that carry none.
+        """The viewer's, newest first; only those that carry all of `metadata`, or, for {}, those that carry none.
 
         Raises: NotFound when there is no job `after`.
         """
@@ -257,7 +287,8 @@ class JobStore:
             labelled = select(JobLabelRow.job_seq).where(JobLabelRow.key == key, JobLabelRow.value == value)
             query = query.where(JobRow.seq.in_(labelled))
         with self._database.read() as session:
-            rows, has_more = page_of_rows(session, query, JobRow, limit, after, newest_first=True)
+            own = of_viewer(JobRow.tenant, viewer)
+            rows, has_more = page_of_rows(session, query, JobRow, limit, after, *own, newest_first=True)
             return Page(tuple(map(to_job, rows)), has_more)
 
     def count_jobs(self) -> Mapping[JobStatus, int]:
@@ -383,14 +414,14 @@ class JobStore:
             find_row(session, JobRow, job_id)
             return read_runs(session, job_id)
 
-    def _training_file(self, file_id: str, param: str = PARAM) -> FileRecord:
+    def _training_file(self, file_id: str, viewer: Viewer, param: str = PARAM) -> FileRecord:
         try:
-            return self.get_file(file_id)
+            return self.get_file(file_id, viewer)
         except NotFound as exc:
             exc.param = param
             raise
 
-    def _check_room(self, session: Session, owner: str) -> None:
+    def _check_room(self, session: Session, owner: str, max_open: int | None) -> None:
         count = select(func.count()).select_from(JobRow).where(JobRow.status.in_(OPEN_STATES))
         num_open = session.scalar(count) or 0
         if num_open >= MAX_OPEN_JOBS:
@@ -399,12 +430,12 @@ class JobStore:
                 f"{RETRY_AFTER_S:g} s.",
                 retry_after_s=RETRY_AFTER_S,
             )
-        if self._max_jobs_per_key is None or num_open < self._max_jobs_per_key:
+        if not max_open or num_open < max_open:
             return
         num_own = session.scalar(count.where(JobRow.owner == owner)) or 0
-        if num_own >= self._max_jobs_per_key:
+        if num_own >= max_open:
             raise Overloaded(
-                f"You have {num_own} training jobs that have not ended, and {self._max_jobs_per_key} is the limit of "
+                f"You have {num_own} training jobs that have not ended, and {max_open} is the limit of "
                 f"one key: wait for one to end or cancel one, then try again in {RETRY_AFTER_S:g} s.",
                 retry_after_s=RETRY_AFTER_S,
             )
@@ -453,7 +484,7 @@ def _check_id(text: str, param: str) -> None:
 
 def make_private(folder: Path) -> None:
     """There is such a folder, for the service's own user alone: what people sent lies there."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with contextlib.suppress(PermissionError):  # another user's, who shares it
         folder.chmod(0o700)
 

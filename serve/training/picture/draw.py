@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
+from PIL.PngImagePlugin import PngInfo
 
 from serve.training.picture.avatar import draw_avatar, hue_of
 from serve.training.picture.bidi import find_direction
@@ -42,6 +43,12 @@ _MAX_LUMINANCE = 0.18  # (1 + 0.05) / (0.18 + 0.05) = 4.6
 _MIN_WORDS = 4
 _MIN_CHARS = 16  # where words are not told apart by spaces
 _MAX_CHARS = 240
+# For programs, in XMP's simplest form. Source: IPTC, "digitalSourceType" of what a trained model has made.
+_AI_GENERATED = """\
+<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">\
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" \
+xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType=\
+"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>"""
 _ADDRESSES = re.compile(r"@\w|https?:|www\.|t\.co/", re.IGNORECASE)
 
 
@@ -102,8 +109,11 @@ def _on_one_line(text: str) -> str:
 
 
 def _encode(image: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
+    stream, said = io.BytesIO(), PngInfo()
+    said.add_text("Software", "Rookery")
+    said.add_text("Comment", "AI-generated: a picture of a bot and of a text that it wrote.")
+    said.add_itxt("XML:com.adobe.xmp", _AI_GENERATED)
+    image.save(stream, "PNG", pnginfo=said)
     return stream.getvalue()
 
 

@@ -186,7 +186,7 @@ def _is_due(database: Database) -> bool:
 
 
 @contextlib.contextmanager
-def _alone(data_dir: Path) -> Iterator[bool]:
+def alone(data_dir: Path) -> Iterator[bool]:
     """Whether this is the only process that delivers from that folder."""
     with (_folder(data_dir) / "lock").open("w") as lock:
         try:
@@ -217,8 +217,8 @@ def main() -> None:
     uploads = tuple(name for name in arguments.uploads.split(",") if name)
     if unknown := set(uploads) - set(UPLOADS):
         parser.error(f"--uploads knows {' and '.join(UPLOADS)}, not {', '.join(sorted(unknown))}")
-    with _alone(data_dir) as alone, contextlib.suppress(Interrupted):
-        if not alone:
+    with alone(data_dir) as is_alone, contextlib.suppress(Interrupted):
+        if not is_alone:
             log.info("delivering_already", data=data_dir)
             return
         database = Database(arguments.database_url or settings.sql_url)

@@ -91,7 +91,8 @@ def who_has_no_key_reads_and_plays_but_decides_nothing(world: World) -> None:
         cookie = next(one for one in owner.context.cookies() if str(one.get("name")).startswith("rookery_key"))
         assert cookie.get("httpOnly") and cookie.get("sameSite") == "Strict", cookie
         owner.goto("/bots/copies/bird-05")
-        button(owner, "Make it private").click()
+        owner.get_by_label("Who meets it").select_option("private")
+        button(owner, "^Change$").click()
         expect(owner.locator(".notice.good")).to_contain_text("private now")
         world.watch.look(owner, "bot-private", weigh=False)
 
@@ -122,9 +123,9 @@ def _expect_no_say(world: World, page: Page) -> None:
     expect(page.get_by_text("Delete everything")).to_have_count(0)
     write(page, PROMPT)
     world.watch.look(page, "bot-without-a-key")
-    for do in ("delete", "private", "rollback"):
+    for do in ("delete", "visibility", "rollback"):
         reply_to_form = page.request.post(
-            "/bots/copies/bird-06", form={"do": do, "sure": "yes", "private": "yes"}, max_redirects=0
+            "/bots/copies/bird-06", form={"do": do, "sure": "yes", "visibility": "private"}, max_redirects=0
         )
         assert reply_to_form.status == 303 and "/login" in reply_to_form.headers["location"], reply_to_form.status
 

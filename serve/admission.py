@@ -1,0 +1,79 @@
+"""Which requests a generator takes on: those that it can finish in time, before any work for them begins.
+
+The time of a step is that of its models and its rows, by the rule that the scheduler shares steps by; how long a row
+takes is measured. Callers are served equally, so a request waits for no more of another caller's than it asks itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from serve.engine.scheduler import PROMPT_WEIGHT, WEIGHT_ROWS
+from serve.engine.sequence import Sequence
+from serve.errors import Overloaded
+
+_FRESH = 0.02  # of a step's measure in what is known: the last fifty count, and a first one that is slow hardly does
+_LONGEST_WAIT_S = 60.0  # that anybody is told
+
+
+class Admission:
+    """`max_running` texts are written at once, `max_waiting` may wait for that; a request may take `deadline_s`."""
+
+    def __init__(self, *, max_running: int, max_waiting: int, deadline_s: float) -> None:
+        self._max_running, self._max_waiting = max_running, max_waiting
+        self._deadline_s = deadline_s
+        self._unit_s = 0.0  # that a row takes of a step; too little at first, when nothing is known
+
+    def note_step(self, num_rows: int, num_models: int, duration_s: float) -> None:
+        """From the engine's thread, after each step."""
+        self._unit_s += _FRESH * (duration_s / (WEIGHT_ROWS * num_models + num_rows) - self._unit_s)
+
+    def check(self, caller: str, costs: list[float], begun: Iterable[Sequence]) -> None:
+        """Whether texts of these `costs` can be taken on beside those `begun`. Raises: Overloaded."""
+        sequences = list(begun)
+        self._check_queue(caller, sequences)
+        took_s = self._forecast_s(caller, costs, sequences)
+        if took_s > self._deadline_s:
+            raise Overloaded(
+                f"With what is asked for already this would take {took_s:.0f} s; {self._deadline_s:g} s is the limit. "
+                "Ask for fewer or shorter texts, or try again later.",
+                retry_after_s=min(took_s - self._deadline_s, _LONGEST_WAIT_S),
+            )
+
+    def _check_queue(self, caller: str, sequences: list[Sequence]) -> None:
+        """No more may wait than was said; who has less than an equal share of all places is let in even so."""
+        num_waiting = sum(sequence.kv_row < 0 for sequence in sequences)
+        if num_waiting < self._max_waiting:
+            return
+        by_caller = Counter(sequence.caller for sequence in sequences)
+        share = (self._max_running + self._max_waiting) / len(by_caller.keys() | {caller})
+        if by_caller[caller] >= share:
+            waiting = [cost_of(sequence) for sequence in sequences if sequence.kv_row < 0]
+            raise Overloaded(
+                f"{num_waiting} texts wait to be written here, and {self._max_waiting} may; try again soon.",
+                retry_after_s=min(max(1.0, sum(waiting) * self._token_s(sequences)), _LONGEST_WAIT_S),
+            )
+
+    def _forecast_s(self, caller: str, costs: list[float], sequences: list[Sequence]) -> float:
+        """How long it would take until the last of them is written, if each becomes as long as it may."""
+        owed = {caller: sum(costs)}
+        for sequence in sequences:
+            owed[sequence.caller] = owed.get(sequence.caller, 0.0) + cost_of(sequence)
+        shared = sum(min(cost, owed[caller]) for cost in owed.values())
+        alone_s = max(costs) * (WEIGHT_ROWS + 1) * self._unit_s  # a step a token
+        return max(alone_s, shared * self._token_s(sequences))
+
+    def _token_s(self, sequences: list[Sequence]) -> float:
+        """Of a full batch with the models at hand, what one of its tokens takes."""
+        num_models = max(1, len({sequence.slot for sequence in sequences if sequence.kv_row >= 0}))
+        return self._unit_s * (WEIGHT_ROWS * num_models / self._max_running + 1)
+
+
+def cost_of(sequence: Sequence) -> float:
+    """What is left of it, in generated tokens."""
+    return cost(sequence.num_left, sequence.params.max_new_tokens - len(sequence.output_ids))
+
+
+def cost(num_prompt_tokens: int, num_new_tokens: int) -> float:
+    return PROMPT_WEIGHT * num_prompt_tokens + num_new_tokens

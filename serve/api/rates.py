@@ -1,0 +1,121 @@
+"""How often, counted by the `limits` library: in this process, or in a Redis that several gateways share.
+
+A server that counts elsewhere serves on where that cannot be reached: whoever is over a limit is then let through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import cast
+
+from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.aio.storage import Storage
+from limits.aio.storage.base import SlidingWindowCounterSupport
+from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.errors import ConfigurationError, StorageError
+from limits.storage import storage_from_string
+
+from serve.logs import get_logger
+from serve.settings import PREFIX, BadSetting
+
+log = get_logger()
+
+_PATIENCE_S = 0.5  # with a Redis; a request waits for it
+_AWAY_S = 5.0  # after it could not be reached, it is not asked
+_BURST_S = 2  # so many seconds' requests may come at once
+_MINUTE_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What came of counting something in. `wait_s`: until there is room for it; 0: it was counted."""
+
+    limit: int
+    remaining: int
+    reset_s: float  # until all of the limit is free again
+    wait_s: float = 0.0
+
+
+class Rates:
+    """`url`: of a Redis (``redis://…``); "": this process counts. Raises: BadSetting."""
+
+    def __init__(self, url: str = "") -> None:
+        try:
+            self._storage = _open(url)
+        except (ConfigurationError, ValueError) as exc:
+            raise BadSetting(f"{PREFIX}LIMITS_URL cannot be used: it looks like 'redis://host:6379/0'.") from exc
+        self._requests = MovingWindowRateLimiter(self._storage)
+        self._tokens = SlidingWindowCounterRateLimiter(self._storage)
+        self._away_until = 0.0
+
+    async def request(self, who: str, per_s: float) -> Count | None:
+        """Counts a request in, `per_s` a second and twice that at once. None: it cannot be counted now."""
+        window_s = max(_BURST_S, math.ceil(1 / per_s))
+        item = RateLimitItemPerSecond(max(1, math.floor(per_s * window_s)), window_s, namespace="requests")
+
+        async def count() -> Count:
+            is_free = await self._requests.hit(item, who)
+            reset_at, remaining = await self._requests.get_window_stats(item, who)
+            wait_s = 0.0 if is_free else max(0.001, reset_at - time.time())
+            return Count(item.amount, max(0, remaining), window_s, wait_s)
+
+        return await self._ask(count)
+
+    async def tokens(self, who: str, per_min: int, cost: int) -> Count | None:
+        """Counts tokens in; a negative `cost` gives back what was not used. None: they cannot be counted now."""
+        item = RateLimitItemPerMinute(per_min, namespace="tokens")
+
+        async def count() -> Count:
+            is_free = await self._tokens.hit(item, who, cost=cost)
+            window = await self._window(item, who)
+            wait_s = 0.0 if is_free else max(0.001, window.until(per_min - cost))
+            return Count(per_min, min(per_min, max(0, per_min - math.floor(window.used))), window.until(0), wait_s)
+
+        return await self._ask(count)
+
+    async def _window(self, item: RateLimitItem, who: str) -> _Window:
+        storage = cast(SlidingWindowCounterSupport, self._storage)
+        return _Window(*await storage.get_sliding_window(item.key_for(who), item.get_expiry()))
+
+    async def _ask(self, count: Callable[[], Awaitable[Count]]) -> Count | None:
+        if time.monotonic() < self._away_until:
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await count()
+        except (StorageError, TimeoutError) as exc:
+            self._away_until = time.monotonic() + _AWAY_S
+            log.warning("limits_not_counted", error=type(exc).__name__, for_s=_AWAY_S)
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Two minutes' counts; of the earlier one as much holds as of it is younger than a minute."""
+
+    previous: int
+    previous_left_s: float  # until none of it holds
+    current: int
+    current_left_s: float  # until none of it holds: over a minute, as it is whole till the next begins
+
+    @property
+    def used(self) -> float:
+        return self.previous * self.previous_left_s / _MINUTE_S + self.current
+
+    def until(self, most: int) -> float:
+        """Seconds until no more than `most` are used, if nothing is added."""
+        if self.used <= most:
+            return 0.0
+        if self.previous and self.current <= most:
+            return self.previous_left_s - (most - self.current) * _MINUTE_S / self.previous
+        roll_s = self.current_left_s - _MINUTE_S
+        return roll_s + _MINUTE_S * (1 - most / self.current)
+
+
+def _open(url: str) -> Storage:
+    options = {"implementation": "redispy"} if url.startswith("redis") else {}
+    return cast(Storage, storage_from_string(f"async+{url or 'memory://'}", wrap_exceptions=True, **options))
