@@ -96,6 +96,8 @@ class JobRun:
             log.info("job_released", status=status)
         except Exception as exc:
             self._settle(exc)
+        finally:
+            self._database.close()
 
     def _run(self) -> None:
         # 1. What the attempt before left behind.
