@@ -35,6 +35,9 @@ _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 CLUSTER_FOLDER = Path("/tmp/rookery-haproxy")
 CLUSTER_PROGRAM = Path("/opt/rookery/haproxy")
 
+# The header that tells a gateway who called: to it every connection is HAProxy's.
+CALLER_HEADER = "x-rookery-caller"
+
 # Routes that write a text and keep nothing: the same request again is only work done twice.
 _TEXT_PATHS = ("/v1/completions", "/generate", "/generate_stream", "/")
 _TEXT_PREFIXES = ("/models/",)
@@ -132,6 +135,7 @@ def amend(config: str, folder: Path) -> str:
     """Ray's configuration with all that is said below put right; what it opens to others are sockets in `folder`."""
     for change in (
         close_to_others,
+        say_who_calls,
         repeat_requests,
         end_slow_requests,
         notice_vanished_machines,
@@ -146,6 +150,12 @@ def close_to_others(config: str, folder: Path) -> str:
     for section in ("frontend prometheus", "listen stats"):
         config = re.sub(rf"^({section}\n +bind) +\*?:(\d+)$", rf"\1 unix@{folder}/\2.sock", config, flags=re.MULTILINE)
     return config
+
+
+def say_who_calls(config: str, folder: Path) -> str:
+    """In `CALLER_HEADER`, whatever the caller wrote there. Behind a proxy of the owner's, that is the caller."""
+    rule = f"    http-request set-header {CALLER_HEADER} %[src]\n"
+    return re.sub(r"^frontend http_frontend\n +bind .*\n", rf"\g<0>{rule}", config, flags=re.MULTILINE)
 
 
 def repeat_requests(config: str, folder: Path) -> str:

@@ -46,11 +46,14 @@ def open_metrics(settings: Settings) -> Metrics:
 
 def open_jobs(settings: Settings) -> JobStore:
     """Files and jobs, in the database that `settings` name."""
-    options, database = run_options(settings), Database(settings.sql_url)
-    open_with = partial(JobStore, database, options.uploads, max_jobs_per_key=settings.max_jobs_per_key or None)
+    options, database, store = run_options(settings), Database(settings.sql_url), open_store(settings)
+    limit = settings.max_jobs_per_key or None
+    open_with = partial(
+        JobStore, database, options.uploads, check_person=store.burials.check_person, max_jobs_per_key=limit
+    )
     if settings.hub_enabled:
         return open_with()  # a base that is not here may be there: the job will ask
-    return open_with(check_base=open_store(settings).resolve)
+    return open_with(check_base=store.resolve)
 
 
 def run_options(settings: Settings, memory_share: float | None = None) -> RunOptions:

@@ -276,6 +276,16 @@ def _set_environment(settings: Settings, switches: Mapping[str, str]) -> None:
     os.environ.update(settings.to_env(), PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)))
     for name, value in {**switches, "RAY_AUTH_TOKEN": secrets.token_hex(32)}.items():
         os.environ.setdefault(name, value)
+    if _is_behind_our_haproxy(switches):
+        os.environ[f"{PREFIX}ADDRESS_HEADER"] = settings.address_header or haproxy.CALLER_HEADER
+    else:  # uvicorn, by which Ray serves, would believe the x-forwarded-for of whatever calls from this machine
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
+
+
+def _is_behind_our_haproxy(switches: Mapping[str, str]) -> bool:
+    """Not where the caller has said otherwise: another HAProxy lets through whatever is in our header."""
+    names = "RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_HAPROXY_BINARY_PATH"
+    return all(name in switches and os.environ[name] == switches[name] for name in names)
 
 
 def _start_ray(scratch: str, *, num_cpus: int, verbose: bool) -> None:

@@ -7,7 +7,10 @@ takes is measured. Callers are served equally, so a request waits for no more of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
 
 from serve.engine.scheduler import PROMPT_WEIGHT, WEIGHT_ROWS
 from serve.engine.sequence import Sequence
@@ -24,13 +27,14 @@ class Admission:
         self._max_running, self._max_waiting = max_running, max_waiting
         self._deadline_s = deadline_s
         self._unit_s = 0.0  # that a row takes of a step; too little at first, when nothing is known
+        self._unbegun: list[list[_Text]] = []  # of each request that waits for its weights
 
     def note_step(self, num_rows: int, num_models: int, duration_s: float) -> None:
         """From the engine's thread, after each step."""
         self._unit_s += _FRESH * (duration_s / (WEIGHT_ROWS * num_models + num_rows) - self._unit_s)
 
     def check(self, caller: str, costs: list[float], begun: Iterable[Sequence]) -> None:
-        """Whether texts of these `costs` can be taken on beside those `begun`. Raises: Overloaded."""
+        """Whether texts of these `costs` can be taken on beside those `begun` and `unbegun`. Raises: Overloaded."""
         sequences = list(begun)
         self._check_queue(caller, sequences)
         took_s = self._forecast_s(caller, costs, sequences)
@@ -41,25 +45,38 @@ class Admission:
                 retry_after_s=min(took_s - self._deadline_s, _LONGEST_WAIT_S),
             )
 
+    @contextmanager
+    def unbegun(self, caller: str, costs: list[float]) -> Iterator[None]:
+        """The block in which texts that were taken on wait for their weights: then all may begin at once."""
+        texts = [_Text(caller, cost) for cost in costs]
+        self._unbegun.append(texts)
+        try:
+            yield
+        finally:
+            self._unbegun.remove(texts)
+
     def _check_queue(self, caller: str, sequences: list[Sequence]) -> None:
         """No more may wait than was said; who has less than an equal share of all places is let in even so."""
-        num_waiting = sum(sequence.kv_row < 0 for sequence in sequences)
+        queued = [_text_of(sequence) for sequence in sequences if sequence.kv_row < 0]
+        unbegun = list(chain(*self._unbegun))
+        num_free = self._max_running - (len(sequences) - len(queued))
+        num_waiting = len(queued) + max(0, len(unbegun) - num_free)
         if num_waiting < self._max_waiting:
             return
-        by_caller = Counter(sequence.caller for sequence in sequences)
+        by_caller = Counter(text.caller for text in chain(map(_text_of, sequences), unbegun))
         share = (self._max_running + self._max_waiting) / len(by_caller.keys() | {caller})
         if by_caller[caller] >= share:
-            waiting = [cost_of(sequence) for sequence in sequences if sequence.kv_row < 0]
+            num_tokens = sum(text.cost for text in queued + unbegun)
             raise Overloaded(
                 f"{num_waiting} texts wait to be written here, and {self._max_waiting} may; try again soon.",
-                retry_after_s=min(max(1.0, sum(waiting) * self._token_s(sequences)), _LONGEST_WAIT_S),
+                retry_after_s=min(max(1.0, num_tokens * self._token_s(sequences)), _LONGEST_WAIT_S),
             )
 
     def _forecast_s(self, caller: str, costs: list[float], sequences: list[Sequence]) -> float:
         """How long it would take until the last of them is written, if each becomes as long as it may."""
         owed = {caller: sum(costs)}
-        for sequence in sequences:
-            owed[sequence.caller] = owed.get(sequence.caller, 0.0) + cost_of(sequence)
+        for text in chain(map(_text_of, sequences), *self._unbegun):
+            owed[text.caller] = owed.get(text.caller, 0.0) + text.cost
         shared = sum(min(cost, owed[caller]) for cost in owed.values())
         alone_s = max(costs) * (WEIGHT_ROWS + 1) * self._unit_s  # a step a token
         return max(alone_s, shared * self._token_s(sequences))
@@ -68,6 +85,17 @@ class Admission:
         """Of a full batch with the models at hand, what one of its tokens takes."""
         num_models = max(1, len({sequence.slot for sequence in sequences if sequence.kv_row >= 0}))
         return self._unit_s * (WEIGHT_ROWS * num_models / self._max_running + 1)
+
+
+class _Text(NamedTuple):
+    """One that is to be written: for whom, and how many tokens are left of it."""
+
+    caller: str
+    cost: float
+
+
+def _text_of(sequence: Sequence) -> _Text:
+    return _Text(sequence.caller, cost_of(sequence))
 
 
 def cost_of(sequence: Sequence) -> float:

@@ -269,11 +269,12 @@ class LocalGenerator:
         key = _key_of(revision)
         facts = self._loader.known(key) or await self._read_facts(key)
         plans = await asyncio.to_thread(plan, request, facts)
+        costs = [cost(len(one.prompt_ids), one.params.max_new_tokens) for one in plans]
         if not request.written and request is not self._probe:  # what was begun elsewhere goes on here, come what may
-            costs = [cost(len(one.prompt_ids), one.params.max_new_tokens) for one in plans]
             self._admission.check(request.caller, costs, self._calls)
         async with AsyncExitStack() as stack:
-            lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
+            with self._admission.unbegun(request.caller, costs):  # nothing is awaited from its end to their beginning
+                lease = await stack.enter_async_context(self._pool.lease(key, timeout_s=self._settings.lease_timeout_s))
             if self._closed:
                 raise Overloaded("This generator is shutting down; ask another one.", retry_after_s=1)
             tier: Tier = "hub" if fetch_s else lease.tier
@@ -334,7 +335,8 @@ class LocalGenerator:
     def _note_failure(self, call: _Call, error: RookeryError) -> None:
         if isinstance(error, OutOfMemory):
             call.stop(error)
-        elif isinstance(error, GenerationFailed):
+        elif isinstance(error, GenerationFailed) and not call.has_failed:
+            call.has_failed = True  # one request is one failure, however many texts it asked for
             key = f"{call.origin.model_id}@{call.origin.revision}"
             if (reason := self._quarantine.note(key)) is not None:
                 log.error("model_quarantined", model=key, for_s=QUARANTINE_S)
@@ -433,6 +435,7 @@ class _Call:
         self.index = index
         self.num_open = len(sequences)
         self.done = asyncio.Event()
+        self.has_failed = False
         self.admitted_s = 0.0  # after its arrival: when the engine got it
         self.unseen = set(sequences)  # those of which no delta was sent yet
         self._fresh: list[Output] = []

@@ -137,10 +137,6 @@ class Locator:
             raise ModelNotFound(
                 f"Model {model_id!r} is not here, and the Hub that might have it cannot be reached.", param="model"
             ) from exc
-        except ModelNotFound as exc:
-            if not viewer.sees_all:  # whatever the reason, in the words in which a private model is denied
-                raise self._hub.no_such_model(model_id) from exc
-            raise
 
     def _end(self, key: _Wanted, fetch: asyncio.Future[Revision], duration_s: float) -> None:
         del self._fetches[key]

@@ -95,6 +95,7 @@ def _resolve(request: GenerationRequest, facts: Facts, num_prompt_tokens: int) -
     values: dict[str, Any] = {"min_new_tokens": max(0, defaults.min_length - num_prompt_tokens)}
     values |= defaults.sampling | request.sampling
     if asked is None:
-        longest = values.get("max_new_tokens") or (defaults.max_length or 160) - num_prompt_tokens
-        values["max_new_tokens"] = max(1, min(longest, room))
+        most = SamplingParams().max_new_tokens  # it was admitted, and paid for, as one of no more
+        longest = values.get("max_new_tokens") or (defaults.max_length or most) - num_prompt_tokens
+        values["max_new_tokens"] = max(1, min(longest, room, most))
     return replace(SamplingParams(), **values)

@@ -15,6 +15,7 @@ from serve.engine.scheduler import PROMPT_WEIGHT
 from serve.engine.sequence import Sequence
 from serve.errors import Overloaded
 from serve.generator import LocalGenerator
+from serve.pool.pool import ModelPool
 from serve.settings import Settings
 from serve.types import Delta, GenerationRequest, SamplingParams, Written
 from tests.fakes.models import write_tiny_gpt2
@@ -99,6 +100,35 @@ async def test_what_would_take_too_long_is_refused_and_what_would_not_is_written
     await generator.close()
 
 
+async def test_requests_that_wait_for_the_same_weights_see_each_other(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, are_there, lease = start(data, max_sequences=2, max_waiting=2), asyncio.Event(), ModelPool.lease
+
+    @asynccontextmanager
+    async def slow_lease(pool: ModelPool[Any, Any], key: str, *, timeout_s: float) -> AsyncIterator[Any]:
+        await are_there.wait()
+        async with lease(pool, key, timeout_s=timeout_s) as found:
+            yield found
+
+    monkeypatch.setattr(ModelPool, "lease", slow_lease)
+    tasks = [asyncio.create_task(whole(generator, wish(3, "ada"))) for _ in range(10)]
+    async with asyncio.timeout(10):
+        while sum(task.done() for task in tasks) < 6:
+            await asyncio.sleep(0.001)
+        written = wish(3, "ada", written=(Written(token_ids=(5,)),))
+        tasks.append(asyncio.create_task(whole(generator, written)))  # elsewhere
+        are_there.set()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, BaseException)]
+    assert len(refused) == 6 and all(isinstance(end, Overloaded) for end in refused)
+    assert "2 texts wait" in str(refused[0])
+    assert (await whole(generator, wish(3, "ada")))[
+        -1
+    ].finish_reason == "length"  # those that have begun or ended do not
+    await generator.close()
+
+
 # --- The arithmetic ---------------------------------------------------------------------------------------
 
 
@@ -152,6 +182,21 @@ def test_the_queue_is_shared_equally_among_those_who_ask() -> None:
     small.check("bob", [1.0], started)
     small.check("eve", [1.0], started)
     small.check("ada", [1.0], started[:4])
+
+
+def test_what_waits_for_weights_counts_like_what_has_begun() -> None:
+    small = admission(max_running=2, max_waiting=2)
+    with small.unbegun("ada", [1.0, 1.0]), small.unbegun("ada", [1.0]):
+        small.check("ada", [1.0], [])  # two of the three need not wait
+        with pytest.raises(Overloaded, match="2 texts wait"):
+            small.check("ada", [1.0], [sequence("ada", 1)])
+        small.check("bob", [1.0], [sequence("ada", 1)])
+    small.check("ada", [1.0], [sequence("ada", 1)])
+
+    slow = admission()
+    with slow.unbegun("greedy", [1000.0] * 8), pytest.raises(Overloaded, match="10 s is the limit"):
+        slow.check("greedy", [100.0], [])
+    slow.check("greedy", [100.0], [])
 
 
 def test_what_is_left_of_a_text_is_what_it_costs() -> None:

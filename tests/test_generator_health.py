@@ -17,7 +17,7 @@ from serve.errors import ModelUnusable, RookeryError
 from serve.generator import LocalGenerator
 from serve.loader import Facts
 from serve.metrics import Metrics
-from serve.quarantine import MAX_FAILURES, Quarantine
+from serve.quarantine import MAX_FAILURES, QUARANTINE_S, Quarantine
 from serve.types import GenerationRequest
 from tests.api.test_metrics import counted
 from tests.fakes.models import write_tiny_gpt2
@@ -28,12 +28,19 @@ def ask(model: str) -> GenerationRequest:
     return GenerationRequest(model, ("a",), {"max_new_tokens": 2, "ignore_eos": True})
 
 
-def test_a_revision_is_refused_after_three_texts_and_another_is_not() -> None:
+def test_a_revision_is_refused_after_three_requests_and_another_is_not() -> None:
     quarantine = Quarantine()
     assert [quarantine.note("ada@1") for _ in range(MAX_FAILURES - 1)] == [None, None]
     assert quarantine.note("ada@2") is None
     assert isinstance(quarantine.note("ada@1"), ModelUnusable)
     assert quarantine.note("ada@1") is None, "after a quarantine it begins anew"
+
+
+def test_what_failed_long_ago_counts_no_more() -> None:
+    times = iter((0.0, 1.0, QUARANTINE_S + 0.5, QUARANTINE_S + 2.0, QUARANTINE_S + 2.0))
+    quarantine = Quarantine(lambda: next(times))
+    assert [quarantine.note("ada@1") for _ in range(4)] == [None] * 4, "never three within the time"
+    assert isinstance(quarantine.note("ada@1"), ModelUnusable)
 
 
 async def test_a_model_that_gives_nan_is_refused_until_it_has_a_new_revision(data: Path) -> None:  # noqa: F811
@@ -43,10 +50,10 @@ async def test_a_model_that_gives_nan_is_refused_until_it_has_a_new_revision(dat
               folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
     metrics = Metrics()
     generator = LocalGenerator(settings(data), metrics=metrics)
-    for _ in range(MAX_FAILURES):
-        ((*_, last),) = await collect(generator, ask("test/m1"))
-        assert last.error is not None and "NaN" in last.error
-    with pytest.raises(ModelUnusable, match="NaN or Inf for 3 texts"):
+    for _ in range(MAX_FAILURES):  # requests: that one asks for many texts at once says no more of the model
+        for *_, last in await collect(generator, replace(ask("test/m1"), prompts=("a",) * MAX_FAILURES)):
+            assert last.error is not None and "NaN" in last.error
+    with pytest.raises(ModelUnusable, match="NaN or Inf in 3 requests"):
         await collect(generator, ask("test/m1"))
     assert [one.model_id for one in generator.view().residents] == []
     await collect(generator, ask("test/m2"))

@@ -172,4 +172,6 @@ async def test_every_revision_is_served_by_its_name_and_by_how_that_begins(
         with pytest.raises(ModelNotFound):
             await ask(generator, replace(REQUEST, model_id=f"{ADA}@{wrong}"))
     assert (await ask(generator)).revisions == {new}
-    assert {resident.revision for resident in generator.view().residents} == {old, new, checkpoint}  # each once
+    residents = [resident.revision for resident in generator.view().residents]
+    assert len(residents) == len(set(residents))  # however it was named
+    assert {new} <= set(residents) <= {old, new, checkpoint}  # those that are replaced may be gone again

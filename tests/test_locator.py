@@ -12,13 +12,21 @@ from pathlib import Path
 import pytest
 
 from serve import locator as locator_module
-from serve.errors import HubUnreachable, ModelGated, ModelNotFound, ModelUnusable, RookeryError, StoreUnavailable
+from serve.errors import (
+    HubUnreachable,
+    ModelDisabled,
+    ModelGated,
+    ModelNotFound,
+    ModelUnusable,
+    RookeryError,
+    StoreUnavailable,
+)
 from serve.exposition import render
 from serve.hub.fetch import PARALLEL_DOWNLOADS, Hub
 from serve.locator import Locator
 from serve.metrics import Metrics
 from serve.store.revisions import Store
-from serve.types import EVERYBODY, Visibility
+from serve.types import EVERYBODY, Viewer, Visibility
 from tests.fakes.hub import FakeHub, Fault, fake_hub
 from tests.fakes.models import write_tiny_gpt2
 from tests.store.test_convert import write_old_checkpoint
@@ -140,6 +148,32 @@ async def test_private_model_is_none_for_strangers_in_the_very_words_of_one_that
         assert (await locator.locate("x/private"))[0].is_private
         assert (await locator.locate("x/trained"))[0].is_private
         assert {await words("x/private"), await words("x/trained")} == {expected}
+
+
+async def test_private_model_that_was_disabled_or_deleted_is_none_for_strangers_either(
+    server: FakeHub, locator: Locator, store: Store
+) -> None:
+    ada, bob = Viewer("ada"), Viewer("bob")
+    for name in ("x/disabled", "x/deleted"):
+        store.publish(name, write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE, viewer=ada)
+    store.disable("x/disabled")
+    store.delete_model("x/deleted")
+
+    async def words(name: str, viewer: Viewer) -> str:
+        with pytest.raises(ModelNotFound) as denied:
+            await locator.locate(name, viewer=viewer)
+        return denied.value.message.replace(name, "?")
+
+    for viewer in (bob, EVERYBODY):
+        expected = await words("x/nobody", viewer)
+        num_requests = server.num_requests()
+        assert {await words(name, viewer) for name in ("x/disabled", "x/deleted")} == {expected}
+        assert server.num_requests() == num_requests + 2, "it is to be like a model that is nowhere, in time as well"
+    with pytest.raises(ModelDisabled):
+        await locator.locate("x/disabled", viewer=ada)
+    for name, error in (("x/disabled", ModelDisabled), ("x/deleted", ModelNotFound)):
+        with pytest.raises(error, match="disabled|deleted here"):
+            await locator.locate(name)
 
 
 async def test_offline_machine_without_models_of_a_hub_has_no_such_model_and_says_so_at_once(

@@ -78,10 +78,11 @@ def erase(
 ) -> None:
     """Delete all that the server has of a person, or of a model, for good.
 
-    Of a person: every model that has learnt from them, cyborgs with others too, all that their jobs wrote, and the
-    uploads that are still there; open jobs are cancelled, and nobody can make or fetch a bot of them until that is
-    lifted. Of a model: all its versions, its picture and card, the texts in the records of its jobs, and the uploads.
-    That a job was, and when, stays on record.
+    Of a person: every model of which any version has learnt from them, cyborgs with others too, or was trained on top
+    of such a model; all that their jobs wrote, and the uploads that are still there. Open jobs are cancelled, and
+    nobody can make or fetch a bot of them until that is lifted. A key without the scope admin erases what is its
+    tenant's, and closes nothing to others. Of a model: all its versions, its picture and card, the texts in the records
+    of its jobs, and the uploads. That a job was, and when, stays on record.
 
     It does not reach copies elsewhere: what was pushed to a Hub, downloaded, backed up, or told to a tracker outside.
     """

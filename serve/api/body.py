@@ -202,9 +202,9 @@ class Form:
 async def read_form(request: Request, service: Service, *, keeps: bool = True) -> AsyncIterator[Form]:
     """Streams a multipart body to files in the service's folder; those not moved away are removed at the end.
 
-    `keeps`: some of them will be moved away, and the caller needs room for them, as far as is known before they are
-    read, too. Raises: QuotaExceeded, BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge, BodyTooSlow,
-    StoreUnavailable.
+    `keeps`: some of them will be moved away, for which there has to be room, as far as is known before they are read;
+    who keeps them asks again. Raises: QuotaExceeded, BadUpload, InvalidRequest, UnsupportedMediaType, BodyTooLarge,
+    BodyTooSlow, StoreUnavailable.
     """
     if keeps:
         await check_room(service, request, _announced_bytes(request))
@@ -212,10 +212,7 @@ async def read_form(request: Request, service: Service, *, keeps: bool = True) -
     try:
         with _refusals_counted(service.metrics):
             await _read_parts(request, reader, service.limits)
-        form = Form(reader.parts)
-        if keeps and not _announced_bytes(request):
-            await check_room(service, request, sum(part.path.stat().st_size for part in form.parts if part.path))
-        yield form
+        yield Form(reader.parts)
     finally:
         reader.close()
 

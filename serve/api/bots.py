@@ -47,7 +47,7 @@ def router(service: Service) -> APIRouter:
             job: Job | None = None
             try:
                 for part in [*_archives(form), *_validation(form)]:
-                    kept.append(await keep(service, part, caller.tenant, BOT_PURPOSE))
+                    kept.append(await keep(service, request, part, BOT_PURPOSE))
                 num_archives = len(_archives(form))
                 job_request = from_form(
                     wanted,

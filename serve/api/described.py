@@ -6,6 +6,7 @@ Bodies come from the models by which they are checked, so that the document cann
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI
@@ -98,8 +99,9 @@ def _body(media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
 
 
+@cache  # a third of what building the API takes
 def _inlined(kind: type[BaseModel]) -> dict[str, Any]:
-    """The model's schema without references, which would point into the whole document."""
+    """The model's schema without references, which would point into the whole document. Not to be changed."""
     schema = kind.model_json_schema()
     defined = schema.pop("$defs", {})
 

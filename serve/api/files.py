@@ -13,6 +13,7 @@ from serve.api.described import answers, takes_form
 from serve.api.lists import After, PathId, as_list
 from serve.api.service import Service
 from serve.api.status import json_reply
+from serve.api.storage import room_of
 from serve.errors import BadUpload, InvalidRequest
 from serve.types import TRAINING_PURPOSE, FileRecord, Scope
 
@@ -37,7 +38,7 @@ def router(service: Service) -> APIRouter:
             parts = form.files("file")
             if len(parts) != 1:
                 raise BadUpload(f"Send exactly one part named 'file', not {len(parts)}.", param="file")
-            return json_reply(file_json(await keep(service, parts[0], access.caller(request).tenant)))
+            return json_reply(file_json(await keep(service, request, parts[0])))
 
     @routes.get("", dependencies=reads)
     async def list_files(
@@ -72,14 +73,19 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def keep(service: Service, part: Part, owner: str, purpose: str = TRAINING_PURPOSE) -> FileRecord:
-    """Hands an uploaded part over to Files, as the tenant's. Raises: BadUpload when it is empty; StoreUnavailable."""
+async def keep(service: Service, request: Request, part: Part, purpose: str = TRAINING_PURPOSE) -> FileRecord:
+    """Hands an uploaded part over to Files, as the caller's.
+
+    Raises: BadUpload when it is empty; QuotaExceeded, StoreUnavailable.
+    """
+    owner = service.access.caller(request).tenant
 
     def create() -> FileRecord:
         assert part.path is not None
         if part.path.stat().st_size == 0:
             raise BadUpload("The file is empty (0 bytes): choose the one that you downloaded.", param=part.name)
-        return service.files.create_file(part.path, part.filename or "upload", purpose, owner)
+        room = room_of(service, request)
+        return service.files.create_file(part.path, part.filename or "upload", purpose, owner, check_room=room)
 
     return await anyio.to_thread.run_sync(create)
 

@@ -36,7 +36,7 @@ def router(service: Service) -> APIRouter:
             raise StoreUnavailable(f"Not ready: {exc.message}", retry_after_s=exc.retry_after_s or 2) from exc
         return json_reply({"status": "ready"})
 
-    @routes.get("/metrics", responses=answers("text/plain"), dependencies=access.needs(Scope.READ))
+    @routes.get("/metrics", responses=answers("text/plain"), dependencies=access.needs(Scope.ADMIN))
     async def read_metrics(request: Request) -> Response:
         text, kind = await asyncio.to_thread(render, service.metrics, request.headers.get("accept", ""))
         return Response(text, headers={"content-type": kind})

@@ -1,6 +1,6 @@
 """How much a caller may ask for: requests a second, tokens a minute, generations at once, bytes kept.
 
-What a request may cost at most is taken before its work begins, and given back as far as it was not used. A key without
+What a request may cost at most is taken before its work begins, and put right by what it has cost. A key without
 limits of its own has the server's; callers without a key have theirs by address. 0: there is none.
 Each gateway counts for itself, so that a key may have as much of each as there are; with ROOKERY_LIMITS_URL all count
 requests and tokens together.
@@ -8,6 +8,7 @@ requests and tokens together.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -17,10 +18,11 @@ from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from serve.api.access import Caller
 from serve.api.rates import Count, Rates
-from serve.errors import InvalidRequest, QuotaExceeded, RateLimited
+from serve.errors import DeadlineExceeded, InvalidRequest, QuotaExceeded, RateLimited
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.types import GenerationRequest, KeyLimits, SamplingParams
@@ -28,7 +30,7 @@ from serve.types import GenerationRequest, KeyLimits, SamplingParams
 N = TypeVar("N", int, float)
 
 NO_LIMITS = KeyLimits()
-_CHARS_PER_TOKEN = 4  # of English, about; a prompt is counted before anything reads it
+_CHARS_PER_TOKEN = 4  # of English, about
 _BUSY_S = 1.0
 _NETWORK_BITS = 64  # of IPv6: so much one household has
 
@@ -92,10 +94,10 @@ class Quota:
             count = allowance.counts["requests"] = await self._rates.request(allowance.who, per_s)
             self._check("requests", count, f"{per_s:g} requests a second")
 
-    async def take_tokens(self, allowance: Allowance, cost: int) -> None:
-        """Raises: RateLimited; InvalidRequest where it is more than a minute's."""
+    async def take_tokens(self, allowance: Allowance, cost: int) -> Count | None:
+        """None: nothing was taken. Raises: RateLimited; InvalidRequest where it is more than a minute's."""
         if not (per_min := allowance.limits.tokens_per_min):
-            return
+            return None
         if cost > per_min:
             raise InvalidRequest(
                 f"This request asks for up to {cost} tokens, the prompt's among them, and {per_min} a minute is the "
@@ -104,10 +106,13 @@ class Quota:
             )
         count = allowance.counts["tokens"] = await self._rates.tokens(allowance.who, per_min, cost)
         self._check("tokens", count, f"{per_min} tokens a minute, of prompts and texts together,")
+        return count
 
-    async def give_back(self, allowance: Allowance, cost: int) -> None:
-        if (per_min := allowance.limits.tokens_per_min) and cost > 0:
-            allowance.counts["tokens"] = await self._rates.tokens(allowance.who, per_min, -cost)
+    async def correct_tokens(self, allowance: Allowance, more: int, taken: Count | None) -> None:
+        """Charges `more` than was `taken`; whether or not there is room for it, as it is spent."""
+        minute = taken.minute if taken else 0
+        if (per_min := allowance.limits.tokens_per_min) and more:
+            allowance.counts["tokens"] = await self._rates.correct(allowance.who, per_min, more, minute)
 
     @asynccontextmanager
     async def place(self, allowance: Allowance) -> AsyncIterator[None]:
@@ -135,8 +140,8 @@ class Quota:
 
     def _address_of(self, request: Request) -> str:
         """The client's, or its household's; behind a proxy that says whom it asks for, what that wrote last."""
-        said = request.headers.get(self._address_header, "") if self._address_header else ""
-        text = said.rpartition(",")[2].strip() or (request.client.host if request.client else "")
+        said = request.headers.getlist(self._address_header) if self._address_header else []  # a line of each proxy
+        text = "".join(said[-1:]).rpartition(",")[2].strip() or (request.client.host if request.client else "")
         try:
             address = ip_address(text)
         except ValueError:
@@ -160,13 +165,17 @@ class Allowance:
 
         Raises: RateLimited, InvalidRequest.
         """
-        cost = max_cost(request)
+        cost, least = max_cost(request), 0
         async with self.quota.place(self):
-            await self.quota.take_tokens(self, cost)
+            taken = await self.quota.take_tokens(self, cost)
             try:
                 yield
+            except (ClientDisconnect, DeadlineExceeded, asyncio.CancelledError):
+                # A generator tells of a whole answer's beginning and end alone: how far it has come nobody here knows.
+                least = cost if request.is_whole and num_spent() else 0
+                raise
             finally:
-                await self.quota.give_back(self, cost - num_spent())
+                await self.quota.correct_tokens(self, max(least, num_spent()) - (cost if taken else 0), taken)
 
     def check_storage(self, num_bytes: int, fresh: int) -> None:
         """Whether there is room for `fresh` bytes more beside `num_bytes`. Raises: QuotaExceeded."""
@@ -195,13 +204,15 @@ def allowance(request: Request) -> Allowance:
 
 
 def max_cost(request: GenerationRequest) -> int:
-    """Tokens, of prompts (guessed) and of texts as long as they may become."""
+    """Tokens, of prompts (guessed) and of texts as long as they may become: also where nobody said how long."""
     asked = request.sampling.get("max_new_tokens", SamplingParams().max_new_tokens)
-    prompts = [
-        len(prompt) if isinstance(prompt, tuple) else math.ceil(len(prompt) / _CHARS_PER_TOKEN)
-        for prompt in request.prompts
-    ]
+    prompts = [len(prompt) if isinstance(prompt, tuple) else _guess_tokens(prompt) for prompt in request.prompts]
     return sum(prompts) + len(prompts) * request.num_choices * asked
+
+
+def _guess_tokens(prompt: str) -> int:
+    """Before anything reads it: a GPT-2 has hardly a token of several letters that ASCII has not."""
+    return math.ceil(len(prompt) / _CHARS_PER_TOKEN) + len(prompt.encode()) - len(prompt)
 
 
 def as_duration(seconds: float) -> str:

@@ -12,10 +12,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import cast
 
-from limits import RateLimitItem, RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits import RateLimitItemPerSecond
 from limits.aio.storage import Storage
-from limits.aio.storage.base import SlidingWindowCounterSupport
-from limits.aio.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
+from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
 
@@ -28,6 +27,7 @@ _PATIENCE_S = 0.5  # with a Redis; a request waits for it
 _AWAY_S = 5.0  # after it could not be reached, it is not asked
 _BURST_S = 2  # so many seconds' requests may come at once
 _MINUTE_S = 60
+_KEPT_S = 3 * _MINUTE_S  # a minute's count: for longer than it holds, as clocks of gateways differ
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class Count:
     remaining: int
     reset_s: float  # until all of the limit is free again
     wait_s: float = 0.0
+    minute: int = 0  # in which tokens were counted
 
 
 class Rates:
@@ -49,7 +50,6 @@ class Rates:
         except (ConfigurationError, ValueError) as exc:
             raise BadSetting(f"{PREFIX}LIMITS_URL cannot be used: it looks like 'redis://host:6379/0'.") from exc
         self._requests = MovingWindowRateLimiter(self._storage)
-        self._tokens = SlidingWindowCounterRateLimiter(self._storage)
         self._away_until = 0.0
 
     async def request(self, who: str, per_s: float) -> Count | None:
@@ -66,20 +66,41 @@ class Rates:
         return await self._ask(count)
 
     async def tokens(self, who: str, per_min: int, cost: int) -> Count | None:
-        """Counts tokens in; a negative `cost` gives back what was not used. None: they cannot be counted now."""
-        item = RateLimitItemPerMinute(per_min, namespace="tokens")
+        """Counts tokens in where there is room for all of them. None: they cannot be counted now."""
 
         async def count() -> Count:
-            is_free = await self._tokens.hit(item, who, cost=cost)
-            window = await self._window(item, who)
-            wait_s = 0.0 if is_free else max(0.001, window.until(per_min - cost))
-            return Count(per_min, min(per_min, max(0, per_min - math.floor(window.used))), window.until(0), wait_s)
+            minute = _this_minute()
+            await self._add(who, minute, cost)
+            window = await self._window(who)
+            if window.used <= per_min:
+                return _as_count(window, per_min, minute)
+            await self._add(who, minute, -cost)
+            window = await self._window(who)
+            return _as_count(window, per_min, minute, wait_s=max(0.001, window.until(per_min - cost)))
 
         return await self._ask(count)
 
-    async def _window(self, item: RateLimitItem, who: str) -> _Window:
-        storage = cast(SlidingWindowCounterSupport, self._storage)
-        return _Window(*await storage.get_sliding_window(item.key_for(who), item.get_expiry()))
+    async def correct(self, who: str, per_min: int, more: int, minute: int) -> Count | None:
+        """Counts in what is spent, room or not; less than 0 goes back into the `minute` it was taken from."""
+
+        async def count() -> Count:
+            this = _this_minute()
+            if more > 0 or minute >= this - 1:  # what is older does not hold any more
+                await self._add(who, this if more > 0 else minute, more)
+            return _as_count(await self._window(who), per_min, minute)
+
+        return await self._ask(count)
+
+    async def _add(self, who: str, minute: int, num_tokens: int) -> None:
+        key = _key(who, minute)
+        if (count := await self._storage.incr(key, _KEPT_S, num_tokens)) < 0:  # a Redis that has lost what was taken
+            await self._storage.incr(key, _KEPT_S, -count)
+
+    async def _window(self, who: str) -> _Window:
+        minute, passed_s = divmod(time.time(), _MINUTE_S)
+        keys = _key(who, int(minute) - 1), _key(who, int(minute))
+        previous, current = [await self._storage.get(key) for key in keys]
+        return _Window(previous, current, _MINUTE_S - passed_s)
 
     async def _ask(self, count: Callable[[], Awaitable[Count]]) -> Count | None:
         if time.monotonic() < self._away_until:
@@ -98,22 +119,32 @@ class _Window:
     """Two minutes' counts; of the earlier one as much holds as of it is younger than a minute."""
 
     previous: int
-    previous_left_s: float  # until none of it holds
     current: int
-    current_left_s: float  # until none of it holds: over a minute, as it is whole till the next begins
+    left_s: float  # of the current minute
 
     @property
     def used(self) -> float:
-        return self.previous * self.previous_left_s / _MINUTE_S + self.current
+        return self.previous * self.left_s / _MINUTE_S + self.current
 
     def until(self, most: int) -> float:
         """Seconds until no more than `most` are used, if nothing is added."""
         if self.used <= most:
             return 0.0
-        if self.previous and self.current <= most:
-            return self.previous_left_s - (most - self.current) * _MINUTE_S / self.previous
-        roll_s = self.current_left_s - _MINUTE_S
-        return roll_s + _MINUTE_S * (1 - most / self.current)
+        if self.current <= most:
+            return self.left_s - (most - self.current) * _MINUTE_S / self.previous
+        return self.left_s + _MINUTE_S * (1 - most / self.current)
+
+
+def _as_count(window: _Window, limit: int, minute: int, *, wait_s: float = 0.0) -> Count:
+    return Count(limit, max(0, limit - math.floor(window.used)), window.until(0), wait_s, minute)
+
+
+def _this_minute() -> int:
+    return int(time.time() // _MINUTE_S)
+
+
+def _key(who: str, minute: int) -> str:
+    return f"tokens/{who}/{minute}"
 
 
 def _open(url: str) -> Storage:

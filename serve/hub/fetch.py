@@ -29,6 +29,7 @@ from serve.hub.transfer import OnProgress, Transfer
 from serve.hub.verdicts import Verdicts
 from serve.logs import get_logger, ms
 from serve.store.budget import IN_USE_S, DiskBudget, Reason
+from serve.store.burials import Fence, handles_in_name
 from serve.store.disk import translated, write_json
 from serve.store.integrity import CONTENT
 from serve.store.model_files import PROVENANCE, content_hash, finish_weights
@@ -103,7 +104,12 @@ class Hub:
         if found is None:
             if not self.enabled:
                 raise self.no_such_model(model_id)
-            found = self._fetch(wanted, viewer=viewer, is_asked_for=False)
+            try:
+                found = self._fetch(wanted, viewer=viewer, is_asked_for=False)
+            except ModelNotFound as exc:
+                if viewer.sees_all:
+                    raise
+                raise self.no_such_model(model_id) from exc  # in the same words, whatever the reason
         self._budget.touch(found)
         return found
 
@@ -175,31 +181,56 @@ class Hub:
                 is_still_wanted = is_asked_for and not _is_commit(wanted)
                 if not is_still_wanted and (found := self._here(_spelled(wanted), viewer)):
                     return found
-                self._store.burials.check_fetch(str(wanted), is_asked_for=is_asked_for)
                 standing = self._store.standing_of(str(wanted))
-                if standing.is_own and not is_asked_for and viewer.may_see(standing.owner, standing.is_private):
+                is_known = viewer.may_see(standing.owner, standing.is_private)
+                try:
+                    self._store.burials.check_fetch(str(wanted), is_asked_for=is_asked_for)
+                except RookeryError:
+                    if viewer.sees_all or (standing.is_here and is_known):
+                        raise
+                    is_known = False
+                if standing.is_own and not is_asked_for and is_known:
                     return self._store.resolve(_spelled(wanted))  # raises, if it has not just been published
-                repository = self._find(wanted, standing, deadline, report, viewer)
-                found = self._bring(wanted, standing, repository, deadline, report)
+                repository = self._find(wanted, deadline, report, viewer, is_known=is_known)
+                self._check_still(wanted, repository, viewer, is_asked_for=is_asked_for)
+                try:
+                    found = self._bring(wanted, standing, repository, deadline, report)
+                except Exception:  # also of what broke off: who was erased meanwhile leaves nothing to the next fetch
+                    self._check_still(wanted, repository, viewer, is_asked_for=is_asked_for)
+                    raise
         if not viewer.may_see(found.owner, found.is_private):  # it was made so meanwhile
             raise self.no_such_model(_spelled(wanted))
         return found
 
     def _find(
-        self, wanted: ModelId, standing: Standing, deadline: Deadline, on_progress: OnProgress, viewer: Viewer
+        self, wanted: ModelId, deadline: Deadline, on_progress: OnProgress, viewer: Viewer, *, is_known: bool
     ) -> Repository:
-        """What the Hub has. A model that the caller may not know of is asked for like one that is nowhere."""
+        """What the Hub has. What the caller may not know of, or that it was, is asked for like what is nowhere."""
         on_progress(PullProgress("resolving"))
         if viewer.sees_all:
             with self._remembered(wanted, wanted.revision or MAIN):
                 repository = self._look_up(wanted, deadline)
         else:  # what others have learnt tells of a model before it is known whether it is private
             repository = self._look_up(wanted, deadline)
-            if repository.is_private or not viewer.may_see(standing.owner, standing.is_private):
+            if repository.is_private or not is_known:
                 raise self.no_such_model(_spelled(wanted))
         if repository.is_disabled:
             raise ModelUnusable(f"'{wanted}' has been disabled by the Hub.")
         return repository
+
+    def _check_still(self, wanted: ModelId, repository: Repository, viewer: Viewer, *, is_asked_for: bool) -> None:
+        """Whether it may come under both its names: how it is asked for, and how the Hub calls it.
+
+        What fetches have left of it goes where it may not.
+        """
+        try:
+            for name in (repository.model_id, repository.hub_id):
+                self._store.burials.check_fetch(name, is_asked_for=is_asked_for)
+        except RookeryError as exc:
+            self._claims.forget(repository.model_id)
+            if viewer.sees_all:
+                raise
+            raise self.no_such_model(_spelled(wanted)) from exc
 
     def _bring(
         self, wanted: ModelId, standing: Standing, repository: Repository, deadline: Deadline, on_progress: OnProgress
@@ -209,6 +240,7 @@ class Hub:
         if found := self._here(f"{repository.model_id}@{repository.sha}"):
             with suppress(ModelNotFound):  # it has just made room for another one
                 return self._confirm(found, repository, alias)
+        people = handles_in_name(repository.model_id) | handles_in_name(repository.hub_id)
         with self._remembered(wanted, repository.sha), self._slot(deadline, on_progress):
             started = time.monotonic()
             staged = self._download(repository, deadline, on_progress)
@@ -220,6 +252,7 @@ class Hub:
                 alias=alias,
                 visibility=Visibility.PRIVATE if repository.is_private or standing.is_private else Visibility.PUBLIC,
                 standing=standing,
+                fence=Fence(standing.deletion, (*people,)),
             )
         with suppress(OSError):  # the model is here all the same
             self._answered.touch()

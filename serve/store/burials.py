@@ -6,7 +6,7 @@ deleted meanwhile. Knows no folder of a model.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,10 @@ _HUGGINGTWEETS = "huggingtweets"
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """What was known of a model's deletion when somebody began to make it, and of whom it learns."""
+    """What was known of a model's deletion when somebody began to make it, and of whom it learns.
+
+    Without `handles` the model's name says it.
+    """
 
     word: str | None
     handles: tuple[str, ...] = ()
@@ -36,12 +39,12 @@ class Burials:
         """The model's own."""
         return self._tombstones.find(model_id)
 
-    def bury(self, name: str, why: Why, *, by: str = "", reason: str = "") -> None:
-        """A model, or a person's "@handle". What weighs more already stays so."""
-        self._tombstones.bury(name, why, by=by, reason=reason)
+    def bury(self, name: str, why: Why, *, by: str = "", reason: str = "", person: str = "") -> None:
+        """A model, or a person's "@handle". What weighs more already stays so. `person`: with whom a model goes."""
+        self._tombstones.bury(name, why, by=by, reason=reason, person=person)
 
     def lift(self, name: str) -> bool:
-        """Whether there was anything to lift."""
+        """Whether there was anything to lift. With a person their models are lifted."""
         return self._tombstones.lift(name)
 
     def enable(self, model_id: str) -> bool:
@@ -60,12 +63,22 @@ class Burials:
         if found is not None and found.why == "erased":
             raise _erased_one(model_id)
 
+    def check_people(self, model_id: str, read_handles: Callable[[], Collection[str]]) -> None:
+        """Of a model that is here: whether one whom it has learnt from is erased. Raises: ModelNotFound.
+
+        Asked only where its name says so: then what it has recorded decides, if that is anything.
+        """
+        if self._erased_among(handles_in_name(model_id)):
+            handles = read_handles()
+            if not handles or self._erased_among(handles):
+                raise _erased_one(model_id)
+
     def check_fetch(self, model_id: str, *, is_asked_for: bool) -> None:
         """Whether it may come from a Hub: by a mere request only what was never deleted.
 
         Raises: ModelNotFound, ModelDisabled; Erased to who asks for it explicitly.
         """
-        found = self.of(model_id) or self._erased_person_in(model_id)
+        found = self._erased_among(handles_in_name(model_id)) or self.of(model_id)
         if found is None or (found.why == "deleted" and is_asked_for):
             return
         if found.why == "disabled":
@@ -97,7 +110,7 @@ class Burials:
             raise model_disabled(model_id)
         if found is not None and found.why == "erased":
             raise _erased(model_id)
-        for handle in fence.handles:
+        for handle in fence.handles or handles_in_name(model_id):
             self.check_person(handle)
 
     def check_person(self, handle: str) -> None:
@@ -105,8 +118,8 @@ class Burials:
         if self._tombstones.find(f"@{handle}"):
             raise _erased(f"@{handle}")
 
-    def _erased_person_in(self, model_id: str) -> Tombstone | None:
-        found = (self._tombstones.find(f"@{handle}") for handle in handles_in_name(model_id))
+    def _erased_among(self, handles: Collection[str]) -> Tombstone | None:
+        found = (self._tombstones.find(f"@{handle}") for handle in handles)
         return next((one for one in found if one), None)
 
 

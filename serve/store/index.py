@@ -149,10 +149,10 @@ class Index:
         """Ids of homes of which no more than the name is known."""
         return [one for (one,) in self._query("SELECT id FROM models WHERE mtime_ns IS NULL LIMIT ?", (limit,))]
 
-    def bytes_of(self, owner: str) -> int:
-        """Of the newest revisions of this tenant's models, as far as they have been described."""
-        sizes = "SELECT coalesce(sum(json_extract(info, '$[1].num_bytes')), 0) FROM models"
-        return int(self._query(f"{sizes} WHERE owner = ? AND owner != ''", (owner,))[0][0])
+    def owned(self, owner: str) -> list[Entry]:
+        """This tenant's models, as far as they have been described."""
+        rows = self._query(f"SELECT {COLUMNS} FROM models AS m WHERE owner = ? AND owner != ''", (owner,))
+        return [entry_of(row) for row in rows]
 
     def fetched_bytes(self) -> int:
         """Of all that `fetched` tells of."""

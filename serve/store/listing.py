@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from serve.store.describe import describe, is_from_hub, size_of
@@ -56,10 +57,15 @@ class Listing:
         return self._index.count([info.model_id.lower() for info in self._embedded], viewer)
 
     def bytes_of(self, owner: str) -> int:
-        """Of a tenant's models, by the index; 0 where there can be none."""
+        """Of a tenant's models, as they are now; 0 where there can be no index."""
         with suppress(IndexUnavailable):
-            return despite_damage(lambda: self._index.bytes_of(owner))
+            return despite_damage(lambda: self._bytes_of(owner))
         return 0
+
+    def _bytes_of(self, owner: str) -> int:
+        undescribed = self._as_they_are(self._catch_up(describe_all=True), Filter())
+        infos = chain(undescribed, self._up_to_date(self._index.owned(owner), Filter()))
+        return sum(info.num_bytes for info in infos if info.owner == owner)
 
     def describe_slowly(self) -> None:
         """What every model says, bit by bit: the first who asks for an order that needs it should not have to wait."""

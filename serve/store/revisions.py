@@ -30,6 +30,7 @@ from serve.store.describe import (
     job_of,
 )
 from serve.store.disk import locked, refresh, sync, translated
+from serve.store.listing import describe_found
 from serve.store.lookup import MAIN, Revision
 from serve.store.marks import (
     DAMAGED,
@@ -88,8 +89,8 @@ class Store(Reader):
     ) -> Revision:
         """Checks the staged `folder` and makes it a revision of `model_id`, spelled just so, which `alias` then names.
 
-        With `standing` it becomes one of the model that is here in any spelling, unless that was deleted since; nor
-        does one that was deleted since `fence` was given come back. Takes `folder` over. A revision that is here
+        With `standing` it becomes one of the model that is here in any spelling. What was deleted since `fence` was
+        given does not come back, nor what is of somebody who is erased. Takes `folder` over. A revision that is here
         already stays as it is. Raises: ModelUnusable, ModelDisabled, InvalidRequest, Conflict, Erased, ModelNotFound,
         StoreUnavailable; the folder is then removed.
         """
@@ -110,7 +111,7 @@ class Store(Reader):
                 with locked(self._lock):
                     self.refresh(str(wanted))
                     spelled = self._still(wanted, standing)
-                    self.burials.check_publish(str(spelled), Fence(standing.deletion) if standing else fence)
+                    self.burials.check_publish(str(spelled), fence)
                     self.check_name(str(spelled), viewer)
                     published = self._move_in(spelled, folder, name, alias, visibility, viewer.tenant)
                     self.burials.lift(str(spelled))  # last: until the model is here it is not to come by itself
@@ -241,6 +242,12 @@ class Store(Reader):
             sync(alias.parent)
         finally:
             self.discard(link.parent)
+
+    def check_use(self, found: Revision) -> None:
+        """Also not of what came by hand, or out of a backup, and is of somebody who is erased."""
+        super().check_use(found)
+        with translated("look up a model"):
+            self.burials.check_people(found.model_id, lambda: describe_found(found).handles)
 
     # --- What is said of a model --------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ class Scrub:
         self._store, self._round_s, self._on_damaged, self._clock = store, 3600 * hours, on_damaged, clock
         self._state, self._lock = store.models / ".scrub.json", store.models / ".scrub.lock"
         self._round: tuple[float, list[str]] | None = None  # when it began, and the models it is about
+        self._unsaved: tuple[float, str] | None = None  # the state that a full disk did not take
 
     def start(self) -> None:
         """In a thread of its own, until the process ends."""
@@ -122,13 +123,17 @@ class Scrub:
             self._on_damaged(found)
 
     def _read(self) -> tuple[float, str]:
+        if self._unsaved is not None:
+            return self._unsaved
         with suppress(OSError, ValueError, TypeError, KeyError):
             said = json.loads(self._state.read_bytes())
             return float(said["began"]), str(said["last"])
         return -1.0, ""
 
     def _write(self, began: float, last: str) -> None:
-        with suppress(OSError):  # a full disk: then it is looked at once more
+        self._unsaved = began, last
+        with suppress(OSError):  # a full disk: the next process looks at it once more, this one does not
             new = self._state.with_suffix(".new")
             new.write_text(json.dumps({"began": began, "last": last}), encoding="utf-8")
             os.replace(new, self._state)
+            self._unsaved = None

@@ -28,13 +28,17 @@ _RANK: dict[str, int] = {"deleted": 0, "disabled": 1, "erased": 2}
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """One burial. `by`: the id of the key that asked for it; `reason`: in the words of who did."""
+    """One burial. `by`: the id of the key that asked for it; `reason`: in the words of who did.
+
+    `person`: the hash of whom a model was erased with.
+    """
 
     why: Why
     word: str
     at: int  # Unix seconds
     by: str = ""
     reason: str = ""
+    person: str = ""
 
 
 class Tombstones:
@@ -45,22 +49,19 @@ class Tombstones:
 
     def find(self, name: str) -> Tombstone | None:
         """Raises: OSError where the disk does not tell. One that cannot be read counts as that of a deletion."""
-        try:
-            text = self._path(name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        with suppress(ValueError, TypeError):
-            found = Tombstone(**json.loads(text))
-            if found.why in _RANK:
-                return found
-        return Tombstone("deleted", hashlib.sha256(text.encode()).hexdigest()[:16], 0)
+        return _read(self._path(name))
 
-    def bury(self, name: str, why: Why, *, by: str = "", reason: str = "") -> Tombstone:
-        """On the disk itself when it returns. What weighs more already stays, with a new word. Raises: OSError."""
-        new = Tombstone(why, secrets.token_hex(8), int(time.time()), by, reason)
+    def bury(self, name: str, why: Why, *, by: str = "", reason: str = "", person: str = "") -> Tombstone:
+        """On the disk itself when it returns. What weighs more already stays, with a new word. Raises: OSError.
+
+        `person`: "@handle", with whom a model is erased, and lifted; said once, it stays.
+        """
+        new = Tombstone(why, secrets.token_hex(8), int(time.time()), by, reason, person and self._path(person).name)
         old = self.find(name)
         if old is not None and _RANK[old.why] > _RANK[why]:
             new = replace(old, word=new.word)
+        elif old is not None and not person:
+            new = replace(new, person=old.person)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = self._path(name)
         part = path.with_name(f"{path.name}.{new.word}")
@@ -75,13 +76,28 @@ class Tombstones:
         return new
 
     def lift(self, name: str) -> bool:
-        """Whether there was one. Raises: OSError."""
-        try:
-            self._path(name).unlink()
-        except FileNotFoundError:
+        """Whether there was one. With a person's go those of the models erased with them. Raises: OSError."""
+        own = self._path(name)
+        if not own.exists():
             return False
+        for path in self.root.iterdir() if name.startswith("@") else ():
+            if not path.suffix and (found := _read(path)) and found.person == own.name:
+                path.unlink(missing_ok=True)
+        own.unlink(missing_ok=True)  # last: what is cut off here is done again
         sync(self.root)
         return True
 
     def _path(self, name: str) -> Path:
         return self.root / hashlib.sha256(name.lower().encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Tombstone | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    with suppress(ValueError, TypeError):
+        found = Tombstone(**json.loads(text))
+        if found.why in _RANK:
+            return found
+    return Tombstone("deleted", hashlib.sha256(text.encode()).hexdigest()[:16], 0)

@@ -36,7 +36,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessed:
-    """`file_sha256`: file id -> sha256 of the file as it was uploaded.
+    """`file_sha256`: file id -> sha256 of the file as it was uploaded; `said`: file id -> whose its archive says it is.
 
     `renamed`: (the handle in an archive, the other one that its uploader gave and that counts). `validation`: texts to
     judge by that came in a file of their own, a sample of them where they are many; None: some of the others are held
@@ -46,12 +46,18 @@ class Preprocessed:
     model_id: str
     people: tuple[Person, ...]
     file_sha256: dict[str, str]
+    said: dict[str, str | None] = field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     validation: Cleaned | None = None
 
     @property
     def handles(self) -> tuple[str, ...]:
         return tuple(person.handle for person in self.people)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All whose posts are learnt, under whatever handle."""
+        return (*self.handles, *(handle for handle in self.said.values() if handle))
 
     @property
     def display_names(self) -> dict[str, str]:
@@ -100,6 +106,7 @@ def preprocess(
         model_id=f"{NAMESPACE}/{suffix}" if suffix else model_name([person.handle for person in people]),
         people=people,
         file_sha256={file.id: _sha256(file) for file in (*(file for file, _ in files), validation) if file},
+        said={file.id: archive.handle for (file, _), archive in zip(files, archives, strict=True)},
         renamed=tuple(
             (archive.handle, handle)
             for archive, handle in zip(archives, given, strict=True)

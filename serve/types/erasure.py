@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from serve.types.keys import Viewer
+from serve.types.keys import ALL_SEEING, Viewer
 
 
 @dataclass(frozen=True, slots=True)
 class Belongings:
-    """All that is here of a person: ids. `owners`: the tenants whose they are, "" for what is nobody's."""
+    """What is here of a person and is the viewer's to erase: ids."""
 
     models: tuple[str, ...] = ()
     jobs: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    owners: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.models or self.jobs or self.files)
-
-    def may_be_erased_by(self, viewer: Viewer) -> bool:
-        """Who sees everybody's may, and who owns all of it."""
-        return viewer.sees_all or (viewer.tenant != "" and self.owners <= {viewer.tenant})
 
     def __or__(self, other: Belongings) -> Belongings:
         """Both, each id once."""
@@ -31,7 +26,6 @@ class Belongings:
             tuple(dict.fromkeys(self.models + other.models)),
             tuple(dict.fromkeys(self.jobs + other.jobs)),
             tuple(dict.fromkeys(self.files + other.files)),
-            self.owners | other.owners,
         )
 
 
@@ -47,7 +41,8 @@ class Share:
 class Erasure:
     """The receipt. `tiers`: place -> what went from it; `generators`: name -> bytes of their models in its memory.
 
-    `unreached`: what is somewhere else, one sentence each, for somebody to remove there.
+    `unreached`: what is somewhere else, one sentence each, for somebody to remove there. `by` is the key that asked,
+    and `viewer` whose eyes look for what there is.
     """
 
     id: str  # "erasure-..."
@@ -62,6 +57,12 @@ class Erasure:
     generators: Mapping[str, int] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
     message: str = ""  # why it failed
+    by: str = ""
+    viewer: Viewer = ALL_SEEING
+
+    @property
+    def found(self) -> Belongings:
+        return Belongings(self.models, self.jobs, self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +72,26 @@ class Removed:
     what: Belongings
     tiers: Mapping[str, Share]
     unreached: tuple[str, ...]
+    message: str = ""  # why the rest is still there
 
 
 class Eraser(Protocol):
-    """Erases people from disk and database; who has their models in memory must be told besides. Methods block."""
+    """Erases people from disk and database; who has their models in memory must be told besides. Methods block.
 
-    def find(self, handle: str) -> Belongings:
-        """All that is here of a person, whose name is without '@'. Raises: InvalidRequest, StoreUnavailable."""
+    Who sees everybody's erases for the whole server, and anybody else what is their own tenant's: of what others have
+    they learn nothing, and take nothing from them.
+    """
+
+    def find(self, handle: str, viewer: Viewer) -> Belongings:
+        """All that is here of a person and theirs to erase. Raises: InvalidRequest, StoreUnavailable."""
         ...
 
-    def begin(self, handle: str, by: str) -> Belongings:
-        """From now on nothing of them is made, fetched or used; their open jobs are cancelled. Raises: as `find`."""
+    def begin(self, handle: str, by: str, viewer: Viewer) -> Belongings:
+        """From now on nothing of it is made, fetched or used; its open jobs are cancelled. Raises: as `find`."""
         ...
 
-    def finish(self, handle: str, begun: Belongings, by: str) -> Removed:
-        """Waits for the jobs to end, then removes everything. Raises: StoreUnavailable."""
+    def finish(self, handle: str, begun: Belongings, by: str, viewer: Viewer) -> Removed:
+        """Waits for the jobs to end, then removes everything. May be done again. Raises: as `find`."""
         ...
 
     def lift(self, handle: str) -> bool:
@@ -98,4 +104,12 @@ class Eraser(Protocol):
 
     def load(self, erasure_id: str) -> Erasure:
         """Raises: NotFound, also a day after its end."""
+        ...
+
+    def beat(self, erasure_id: str) -> None:
+        """It is still being worked on. Raises: StoreUnavailable."""
+        ...
+
+    def take_up(self) -> Sequence[Erasure]:
+        """Those whose gateway has gone silent, for the caller to go on with. Raises: StoreUnavailable."""
         ...

@@ -36,7 +36,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # subtracted once from tokens generated so far
     frequency_penalty: float = 0.0  # subtracted per occurrence from tokens generated so far
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
-    max_new_tokens: int = 128
+    max_new_tokens: int = 160  # huggingtweets' own; the most where nobody says how many: limits reckon with it
     min_new_tokens: int = 0  # the end-of-text token is not sampled before
     stop: tuple[str, ...] = ()  # generation ends before the first of these; it is not part of the text
     ignore_eos: bool = False

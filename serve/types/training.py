@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from serve.types.keys import ALL_SEEING, Viewer
 from serve.types.models import Page, Visibility
@@ -182,11 +182,17 @@ class Run:
     outputs: tuple[Artifact, ...] = ()
 
 
+CheckRoom: TypeAlias = Callable[[int, int], None]
+"""Raises where beside so many bytes of a tenant's files there is no room for so many more."""
+
+
 class Files(Protocol):
     """Uploaded files. Methods block: call them from a thread."""
 
-    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
-        """Takes `source` over (moves it). Raises: StoreUnavailable."""
+    def create_file(
+        self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
+    ) -> FileRecord:
+        """Takes `source` over (moves it). Raises: StoreUnavailable, and what `check_room` raises."""
         ...
 
     def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:

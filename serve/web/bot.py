@@ -155,6 +155,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
         action = fields.pop("do", "")
         if action == "write":
             access.demand(request, Scope.GENERATE)
+            access.demand(request, Scope.READ)  # it is answered with the whole page
             return await _write(model, request, fields)
         viewer = access.demand(request, Scope.TRAIN).viewer
         match action:

@@ -51,10 +51,11 @@ def router(service: Service, pages: Pages) -> APIRouter:
     @routes.get("/jobs/{job_id}", dependencies=access.needs(Scope.READ, with_key=True))
     async def show_job(request: Request, job_id: PathId) -> Response:
         def show() -> Response:
-            job = jobs.get_job(job_id, access.caller(request).viewer)
+            caller = access.caller(request)
+            job = jobs.get_job(job_id, caller.viewer)
             log = logs.read(job)
             history = _history(jobs, job) if job.status is JobStatus.SUCCEEDED else {}
-            counts = jobs.count_jobs() if job.status in _WAITING else {}
+            counts = jobs.count_jobs() if job.status in _WAITING and caller.is_admin else None
             view = JobView(job, log, counts, history, _has_bot(service, job, request))
             return pages.render(
                 *(request, "job.html"), job=view, live_ms=LIVE_MS, prompt=PREVIEW_PROMPT, num_sets=_NUM_SETS
@@ -181,11 +182,14 @@ class Epoch:
 
 @dataclass(frozen=True)
 class JobView:
-    """A job for its page. `counts`: of jobs by status, while it waits; `history`: column -> values, once it is done."""
+    """A job for its page. `history`: column -> values, once it is done.
+
+    `counts`: of everybody's jobs by status, while it waits; None: it is not the viewer's to know.
+    """
 
     job: Job
     log: Log
-    counts: Mapping[JobStatus, int]
+    counts: Mapping[JobStatus, int] | None
     history: Mapping[str, Sequence[Any]]
     has_bot: bool
 
@@ -213,6 +217,8 @@ class JobView:
         return _ENDS.get(self.job.status) or self._running()
 
     def _waiting(self) -> str:
+        if self.counts is None:
+            return "Waiting for its turn"
         others = sum(self.counts.get(status, 0) for status in _WAITING) - 1
         running = self.counts.get(JobStatus.RUNNING, 0)
         if others <= 0:

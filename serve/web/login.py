@@ -42,7 +42,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
             max_age=_DAYS * 86_400,
             httponly=True,
             samesite="strict",
-            secure=request.url.scheme == "https",
+            secure=_is_https(request),
         )
         return reply
 
@@ -53,6 +53,14 @@ def router(service: Service, pages: Pages) -> APIRouter:
         return reply
 
     return routes
+
+
+def _is_https(request: Request) -> bool:
+    """Also as a proxy says, trusted or not: who lies here gets a cookie that is sent less often."""
+    return "https" in (
+        request.url.scheme,
+        request.headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower(),
+    )
 
 
 def _local(address: str) -> str:

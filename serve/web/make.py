@@ -26,6 +26,7 @@ from serve.api.job_request import BotForm, bare, from_form
 from serve.api.quota import allowance
 from serve.api.service import Preview, Service
 from serve.api.status import BodyTooLarge, invalid, status_of
+from serve.api.storage import check_room
 from serve.errors import BadUpload, InvalidRequest, ModelNotFound, NotFound, RookeryError
 from serve.types import BOT_PURPOSE, FileRecord, Job, ModelInfo, Scope, Viewer
 from serve.web.pages import SECURITY, Pages, go, page_route
@@ -89,7 +90,7 @@ def router(service: Service, pages: Pages) -> APIRouter:
         try:
             async with read_form(request, service) as form:
                 handles = form.values("handle")
-                draft = await _take(service, looks, _uploads(form), access.caller(request).tenant)
+                draft = await _take(service, request, looks, _uploads(form))
         except BodyTooLarge as exc:
             return show_form(request, status_of(exc, "/v1"), _too_large(service.limits.upload_bytes))
         except RookeryError as exc:
@@ -233,15 +234,15 @@ def _is_used(part: Part) -> bool:
     return part.filename != "upload" or part.path.stat().st_size > 0
 
 
-async def _take(service: Service, looks: _Looks, uploads: Sequence[tuple[Part, str]], owner: str) -> Draft:
+async def _take(service: Service, request: Request, looks: _Looks, uploads: Sequence[tuple[Part, str]]) -> Draft:
     """Keeps what can be read; of several archives all or none.
 
-    Raises: BadUpload, InvalidRequest, StoreUnavailable.
+    Raises: BadUpload, InvalidRequest, QuotaExceeded, StoreUnavailable.
     """
     kept: list[FileRecord] = []
     try:
         for part, _ in uploads:
-            kept.append(await keep(service, part, owner, BOT_PURPOSE))
+            kept.append(await keep(service, request, part, BOT_PURPOSE))
         draft = Draft(tuple(record.id for record in kept), tuple(handle.strip() for _, handle in uploads))
         await looks.at(kept, draft.handles if any(draft.typed_handles) else ())
     except BaseException:
@@ -271,13 +272,14 @@ async def _drop(service: Service, records: Sequence[FileRecord]) -> None:
 
 
 async def _create_job(service: Service, draft: Draft, request: Request) -> Job:
-    """Raises: InvalidRequest, and whatever Jobs raises."""
+    """Raises: InvalidRequest, QuotaExceeded, and whatever Jobs raises."""
     if len(draft.handles) < len(draft.file_ids) or not all(draft.handles):
         raise InvalidRequest(_NOBODY, param="handle")
     try:
         form = BotForm.model_validate({**draft.options, "handle": list(draft.handles)}, strict=False)
     except ValidationError as exc:
         raise invalid(exc) from exc
+    await check_room(service, request)
     caller, max_open = service.access.caller(request), allowance(request).limits.jobs
     wanted = from_form(form, draft.file_ids, validation=None, default_base=service.default_base, caller=caller)
     create = partial(service.jobs.create_job, wanted, idempotency_key=draft.idempotency_key, max_open=max_open)

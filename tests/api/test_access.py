@@ -34,7 +34,7 @@ OPEN = {
     *("GET /static/{digest}/{name}", "HEAD /static/{digest}/{name}", "GET /favicon.ico", "HEAD /favicon.ico"),
 }
 READ = {
-    *("GET /metrics", "GET /v1/status", "GET /info"),  # without an admin's key the status says what /readyz says
+    *("GET /v1/status", "GET /info"),  # without an admin's key the status says what /readyz says
     *("GET /v1/models", f"GET {MODEL}", f"GET {MODEL}/versions"),
     *(f"{method} {MODEL}/{image}" for method in ("GET", "HEAD") for image in ("picture", "avatar")),
     *("GET /", "HEAD /", "GET /bots/{model:path}", "HEAD /bots/{model:path}"),
@@ -63,7 +63,7 @@ TRAIN = {
     *(f"{method} /make{page}" for method in ("GET", "HEAD", "POST") for page in ("", "/review")),
 }
 ADMIN = {
-    *("GET /v1/residents", "GET /v1/replicas", "GET /v1/top", f"POST {MODEL}/pull"),
+    *("GET /metrics", "GET /v1/residents", "GET /v1/replicas", "GET /v1/top", f"POST {MODEL}/pull"),
     *(f"{method} /admin{page}" for method in ("GET", "HEAD") for page in ("", "/top")),
     *(f"POST {MODEL}/disable", f"POST {MODEL}/enable"),
     "POST /v1/erasures/lift",
@@ -189,6 +189,18 @@ async def test_a_refusal_says_what_is_missing_in_the_shape_that_callers_know(tmp
         assert (shut.status_code, error["code"]) == (403, "insufficient_scope")
         assert "'train'" in error["message"] and "'read'" in error["message"]
         assert shut.headers["www-authenticate"] == 'Bearer error="insufficient_scope", scope="train"'
+
+
+async def test_the_page_that_comes_with_texts_is_for_those_who_may_read_it(tmp_path: Path) -> None:
+    app = app_with(tmp_path, MemoryCatalogue(ADA), KEY, anonymous="generate")
+    form = {"do": "write", "prompt": "My dream", "n": "1", "max_tokens": "8"}
+    async with client_of(app) as client:
+        shut = await client.post(f"/bots/{ADA}", data=form, headers={"authorization": "Bearer may-generate"})
+        assert wants_scope(shut) and 'scope="read"' in shut.headers["www-authenticate"]
+        assert wants_key(await client.post(f"/bots/{ADA}", data=form))
+        shut = await client.post(f"/bots/{ADA}", data=form, headers={"authorization": "Bearer may-read"})
+        assert wants_scope(shut)
+        assert (await client.post(f"/bots/{ADA}", data=form, headers=WITH_KEY)).status_code == 200
 
 
 @pytest.mark.parametrize("query", ["key=", "api_key=", "API_KEY=", "a=b&access_token="])

@@ -224,7 +224,7 @@ def module_world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build_world(tmp_path_factory.mktemp("fuzz"), Limits())
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(route=st.sampled_from(JSON_ROUTES), body=st.dictionaries(_fields, _values, max_size=6))
 def test_b2_random_bodies_never_give_a_5xx_and_are_never_repeated(
     module_world: World, route: str, body: dict[str, Any]

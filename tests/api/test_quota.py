@@ -10,19 +10,25 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
 from serve.api.access import Access
 from serve.api.app import build_api
-from serve.api.quota import Quota, as_duration, max_cost
+from serve.api.quota import Allowance, Quota, as_duration, max_cost
 from serve.api.rates import Rates
 from serve.database.connection import Database
 from serve.keys.store import KeyStore
 from serve.keys.table import KeyTable
 from serve.metrics import Metrics
+from serve.planning import plan
 from serve.settings import BadSetting
+from serve.store.defaults import GenerationDefaults
+from serve.training.dataset import preview
 from serve.types import GenerationRequest, KeyLimits, Scope
 from serve.web.router import add_pages
 from tests.fakes.generator import EchoGenerator
@@ -49,6 +55,7 @@ class Gateway:
             upload_dir=self.uploads,
             metrics=metrics,
             add_pages=add_pages,
+            preview=preview,
             access=Access(self.keys),
             quota=quota,
         )
@@ -132,6 +139,31 @@ async def test_tokens_are_taken_before_and_what_was_not_used_is_given_back(start
         assert after > int(before) - 20  # a generation that never began costs nothing
 
 
+async def test_what_was_not_foreseen_is_paid_for_as_well(start: Callable[..., Gateway]) -> None:
+    gateway = start()
+    async with gateway.client(KeyLimits(tokens_per_min=60)) as client:
+        longer = await complete(client, prompt="a " * 60)  # a token each letter
+        assert longer.json()["usage"]["total_tokens"] > 60
+        assert longer.headers["x-ratelimit-remaining-tokens"] == "0"
+        assert (await complete(client)).status_code == 429
+
+
+@pytest.mark.parametrize(("is_stream", "status"), [(False, 429), (True, 200)])
+async def test_who_leaves_before_a_whole_answer_pays_for_all_of_it(
+    start: Callable[..., Gateway], is_stream: bool, status: int
+) -> None:
+    gateway = start()
+    async with gateway.client(KeyLimits(tokens_per_min=200)) as client:
+        left = asyncio.create_task(complete(client, model="huggingtweets/stuck", max_tokens=150, stream=is_stream))
+        while not gateway.generator.requests:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # its first token has come
+        left.cancel()
+        with suppress(asyncio.CancelledError):
+            await left
+        assert (await complete(client, max_tokens=100)).status_code == status
+
+
 async def test_so_many_generations_run_at_once(start: Callable[..., Gateway]) -> None:
     gateway = start(of_keys=KeyLimits(in_flight=1))
     async with gateway.client(NONE) as client, gateway.client(KeyLimits(in_flight=0)) as unlimited:
@@ -163,11 +195,18 @@ async def test_strangers_are_limited_by_their_address(start: Callable[..., Gatew
 
 async def test_a_proxy_of_ours_says_whom_it_asks_for(start: Callable[..., Gateway]) -> None:
     gateway = start(of_strangers=KeyLimits(requests_per_s=0.5), header="x-forwarded-for")
-    told = [("10.0.0.1", 200), ("10.0.0.2", 200), ("10.0.0.3, 10.0.0.1", 429), ("no address", 200), ("", 200)]
+    told = [
+        (["10.0.0.1"], 200),
+        (["10.0.0.2"], 200),
+        (["10.0.0.3, 10.0.0.1"], 429),
+        (["10.0.0.3", "10.0.0.1"], 429),  # HAProxy adds a line of its own behind the caller's
+        (["no address"], 200),
+        ([""], 200),
+    ]
     async with gateway.client() as proxy:
-        for address, status in told:
-            answer = await proxy.get("/v1/models", headers={"x-forwarded-for": address})
-            assert answer.status_code == status, address
+        for lines, status in told:
+            answer = await proxy.get("/v1/models", headers=[("x-forwarded-for", line) for line in lines])
+            assert answer.status_code == status, lines
 
 
 async def test_nobody_keeps_more_than_they_may(start: Callable[..., Gateway]) -> None:
@@ -192,6 +231,40 @@ async def test_nobody_keeps_more_than_they_may(start: Callable[..., Gateway]) ->
         assert (await upload(unlimited, 2000)).status_code == 200  # of the same tenant
         job = {"training_file": next(iter(gateway.files.records)), "model": "fledgling"}
         assert (await client.post("/v1/fine_tuning/jobs", json=job)).json()["error"]["code"] == "insufficient_quota"
+
+
+async def test_of_uploads_that_come_together_no_more_are_kept_than_there_is_room_for(
+    start: Callable[..., Gateway],
+) -> None:
+    gateway, num_begun = start(), 0
+    async with gateway.client(KeyLimits(storage_bytes=2500)) as client:
+        whole = client.build_request("POST", "/v1/files", files={"file": ("a.zip", b"x" * 1000)})
+        body = whole.read()
+
+        async def chunks() -> AsyncIterator[bytes]:  # their end comes when all have been let in
+            nonlocal num_begun
+            num_begun += 1
+            while num_begun < 4:
+                await asyncio.sleep(0)
+            yield body
+
+        headers = {"content-type": whole.headers["content-type"], "content-length": str(len(body))}
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(
+                *(client.post("/v1/files", content=chunks(), headers=headers) for _ in range(4))
+            )
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429]
+    assert gateway.files.bytes_of("ada") == 2000 and not list(gateway.uploads.iterdir())
+
+
+async def test_who_has_no_room_left_trains_nothing_by_a_page_either(start: Callable[..., Gateway]) -> None:
+    gateway = start()
+    async with gateway.client(NONE) as unlimited, gateway.client(KeyLimits(storage_bytes=2500)) as client:
+        await unlimited.post("/v1/files", files={"file": ("a.txt", b"I dream of rooks in an old elm.\n" * 100)})
+        wish = {"file": list(gateway.files.records), "handle": ["ada"], "consent": ["yes"]}
+        refused = await client.post("/make/review", data=wish)
+        assert refused.status_code == 429 and "is the limit" in refused.text
+        assert (await unlimited.post("/make/review", data=wish)).headers["location"].startswith("/jobs/")
 
 
 async def test_where_nothing_is_limited_nothing_is_counted(start: Callable[..., Gateway]) -> None:
@@ -261,9 +334,37 @@ async def test_who_waits_as_long_as_told_is_let_in_and_no_sooner(monkeypatch: py
         assert (await rates.tokens("ada", 1000, cost)).wait_s > 0  # type: ignore[union-attr]
         now += 1.01
         assert (await rates.tokens("ada", 1000, cost)).wait_s == 0  # type: ignore[union-attr]
-        await rates.tokens("ada", 1000, -cost)
+        await rates.correct("ada", 1000, -cost, int(now // 60))
         assert now - came <= 120.1
         now = came
+
+
+async def test_tokens_go_back_into_the_minute_they_were_taken_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 60_000_000 * 60 + 59.0
+    monkeypatch.setattr("time.time", lambda: now)
+    rates = Rates()
+    taken = await rates.tokens("ada", 1000, 900)
+    assert taken is not None
+    now += 31  # of those 900, half hold
+    assert (await rates.correct("ada", 1000, -800, taken.minute)).remaining == 950  # type: ignore[union-attr]
+    assert (await rates.tokens("ada", 1000, 951)).wait_s > 0  # type: ignore[union-attr]
+    now += 30
+    assert (await rates.tokens("ada", 1000, 1000)).remaining == 0  # type: ignore[union-attr]
+    await rates.correct("ada", 1000, -100, taken.minute)  # of a minute that does not hold any more
+    assert (await rates.tokens("ada", 1000, 1)).wait_s > 0  # type: ignore[union-attr]
+    await rates.correct("bob", 1000, -500, taken.minute + 1)  # of a count that is lost
+    await rates.tokens("bob", 1000, 1000)
+    assert (await rates.tokens("bob", 1000, 1)).wait_s > 0  # type: ignore[union-attr]
+
+
+async def test_what_could_not_be_taken_is_not_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, limits = Rates(), KeyLimits(tokens_per_min=100)
+    allowance = Allowance(Quota(rates=rates), "ada", limits)
+    with monkeypatch.context() as away:
+        away.setattr(rates, "tokens", AsyncMock(return_value=None))
+        async with allowance.generating(GenerationRequest("ada", ("",), {"max_new_tokens": 90}), lambda: 30):
+            pass
+    assert (await rates.tokens("ada", 100, 0)).remaining == 70  # type: ignore[union-attr]
 
 
 def test_durations_are_written_as_openai_writes_them() -> None:
@@ -280,3 +381,21 @@ def test_durations_are_written_as_openai_writes_them() -> None:
 def test_a_request_costs_its_prompts_and_its_texts_at_their_longest() -> None:
     request = GenerationRequest("ada", ("eight ch", (1, 2, 3)), {"max_new_tokens": 10}, num_choices=2)
     assert max_cost(request) == 2 + 3 + 2 * 2 * 10
+
+
+@pytest.mark.parametrize(
+    "defaults", [GenerationDefaults({"max_new_tokens": 900}), GenerationDefaults(max_length=900), GenerationDefaults()]
+)
+def test_a_text_of_unsaid_length_is_no_longer_than_it_costs(defaults: GenerationDefaults) -> None:
+    facts: Any = SimpleNamespace(
+        defaults=defaults,
+        shape=SimpleNamespace(vocab_size=50257, n_positions=1024),
+        vocabulary=SimpleNamespace(eos_id=50256, size=50257),
+    )
+    request = GenerationRequest("ada", ((1, 2, 3),))
+    (planned,) = plan(request, facts)
+    assert len(planned.prompt_ids) + planned.params.max_new_tokens <= max_cost(request)
+
+
+def test_a_prompt_in_other_letters_is_longer_than_it_looks() -> None:
+    assert max_cost(GenerationRequest("ada", ("夢" * 300,), {"max_new_tokens": 1})) > 600

@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from deployments.haproxy import (
     _BODY_S,
     _MAX_JSON_BYTES,
     _VANISHED_S,
+    CALLER_HEADER,
     amend,
     close_to_others,
     find_haproxy,
@@ -58,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
             if sys.argv[2] != "answers":
                 Event().wait()
         self.send_response(200)
+        self.send_header("callers", repr(self.headers.get_all("x-rookery-caller")))
         self.send_header("content-length", "5")
         self.end_headers()
         self.wfile.write(b"whole")
@@ -153,10 +155,10 @@ class Answer:
     body: bytes
 
 
-def ask(port: int, method: str, path: str, body: bytes = b"") -> Answer:
+def ask(port: int, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request(method, path, body or None)
+        connection.request(method, path, body or None, headers or {})
         response = connection.getresponse()
         return Answer(response.status, {name.lower(): value for name, value in response.getheaders()}, response.read())
     finally:
@@ -217,7 +219,7 @@ def test_only_the_service_stays_open_to_others(tmp_path: Path, host: str, bind: 
 
 def test_each_amendment_finds_its_place_in_what_ray_writes(tmp_path: Path) -> None:
     amended = amend(ray_config(tmp_path, ports=(1, 2)).read_text(), FOLDER)
-    once = ("disable-l7-retry unless is_read", "option srvtcpka", "timeout http-request 10s\n")
+    once = ("disable-l7-retry unless is_read", "option srvtcpka", "timeout http-request 10s\n", "-caller %[src]\n")
     for words in (*once, f"errorfile 408 {FOLDER}/408.http\n", "return status 413"):
         assert amended.count(words) == 1
     servers = [line.split() for line in amended.splitlines() if line.split()[:1] == ["server"]]
@@ -351,6 +353,20 @@ def test_it_is_as_patient_as_a_gateway() -> None:
     assert Limits().json_read_s == _BODY_S
     assert Limits().json_bytes == _MAX_JSON_BYTES
     assert Limits().read_s <= _VANISHED_S
+
+
+def test_a_gateway_is_told_who_calls_whatever_they_say_themselves(tmp_path: Path, binary: str) -> None:
+    with gateway("answers") as asked:
+        port = free_port()
+        with haproxy(tmp_path, binary, ray_config(tmp_path, port=port, ports=(asked.port,)), port):
+            wait_until(lambda: ask(port, "GET", "/v1/models").status == 200)
+            for said in ({}, {CALLER_HEADER: "10.0.0.1"}, {CALLER_HEADER.upper(): "10.0.0.1, 10.0.0.2"}):
+                assert ask(port, "GET", "/v1/models", headers=said).headers["callers"] == "['127.0.0.1']"
+
+
+def test_in_the_cluster_gateways_believe_it() -> None:
+    settings = (Path(__file__).parents[2] / "k8s/base/rookery.env").read_text().splitlines()
+    assert f"ROOKERY_ADDRESS_HEADER={CALLER_HEADER}" in settings
 
 
 def test_a_body_that_comes_too_slowly_is_refused_in_our_form(tmp_path: Path, binary: str) -> None:

@@ -112,6 +112,7 @@ async def test_a_hot_model_spills_to_the_other_replica_and_the_rest_stay(live_ur
     assert {len(replicas[model]) for model in ALL if model != hot} == {1}
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_killed_and_replaced_moves_only_its_own_share(live_service: LiveService) -> None:
     url = live_service.url
     tiers(url, ALL)

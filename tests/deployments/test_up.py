@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import uvicorn
 
+from deployments import haproxy
 from deployments.stopping import Stopped, caught_signals
 from deployments.up import _set_environment
 from serve.settings import Settings
@@ -54,6 +57,38 @@ def test_a_service_on_one_machine_answers_to_no_other_name_unless_told_so(
     monkeypatch.setattr(os, "environ", environment)
     _set_environment(Settings.from_env({**variables, "ROOKERY_DATA": str(tmp_path)}), {})
     assert environment["ROOKERY_HOSTS"] == hosts
+
+
+@pytest.mark.parametrize(
+    ("variables", "header"),
+    [
+        ({}, haproxy.CALLER_HEADER),
+        ({"ROOKERY_ADDRESS_HEADER": "x-forwarded-for"}, "x-forwarded-for"),
+        ({"RAY_SERVE_ENABLE_HA_PROXY": "0"}, ""),
+        ({"RAY_SERVE_HAPROXY_BINARY_PATH": "/usr/sbin/haproxy"}, ""),
+    ],
+)
+def test_only_our_own_haproxy_is_believed_who_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], header: str
+) -> None:
+    environment = {"ROOKERY_DATA": str(tmp_path), **variables}
+    monkeypatch.setattr(os, "environ", environment)
+    _set_environment(Settings.from_env(environment), haproxy.switches(tmp_path, tmp_path / "x", fallback_port=8500))
+    assert environment["ROOKERY_ADDRESS_HEADER"] == header
+
+
+async def test_without_haproxy_no_caller_says_where_it_calls_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("FORWARDED_ALLOW_IPS", None)
+    _set_environment(Settings(data=tmp_path), {})
+    app = AsyncMock()
+    config = uvicorn.Config(lambda: app, factory=True, interface="asgi3", log_config=None)  # as Ray makes it
+    config.load()
+    scope = {"type": "http", "client": ("127.0.0.1", 1), "headers": [(b"x-forwarded-for", b"10.0.0.1")]}
+    await config.loaded_app(scope, AsyncMock(), AsyncMock())
+    assert app.await_args.args[0]["client"] == ("127.0.0.1", 1)  # type: ignore[union-attr]
 
 
 def test_a_signal_that_python_loses_in_a_finalizer_is_noticed_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

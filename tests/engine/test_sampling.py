@@ -68,7 +68,9 @@ def expected_distribution(logits: torch.Tensor, params: SamplingParams) -> torch
     ],
     ids=str,
 )
-@pytest.mark.parametrize("way", ["torch", "as served"])  # on a CPU plain rows are served by the compiled library
+@pytest.mark.parametrize(
+    "way", [pytest.param("torch", marks=pytest.mark.slow), "as served"]
+)  # on a CPU plain rows are served by the compiled library
 def test_draws_follow_transformers_distribution(params: SamplingParams, way: str) -> None:
     """A chi-square test over 20,000 draws; with fixed seeds it cannot flake, and a wrong filter fails it at once
     (any draw outside the allowed set fails, and the threshold is the 1 - 1e-6 quantile of the statistic)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from serve.types import (
     ALL_SEEING,
     Artifact,
     Checkpoint,
+    CheckRoom,
     FileRecord,
     Job,
     JobEvent,
@@ -187,12 +189,19 @@ class MemoryFiles:
         folder.mkdir()
         self.folder = folder
         self.records: dict[str, FileRecord] = {}
+        self._creating = threading.Lock()
 
-    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
-        id = f"file-{len(self.records)}"
-        path = source.rename(self.folder / id)
-        self.records[id] = FileRecord(id, filename, path.stat().st_size, 1_700_000_000, purpose, path, owner)
-        return self.records[id]
+    def create_file(
+        self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
+    ) -> FileRecord:
+        num_bytes = source.stat().st_size
+        with self._creating:
+            if check_room is not None:
+                check_room(self.bytes_of(owner), num_bytes)
+            id = f"file-{len(self.records)}"
+            path = source.rename(self.folder / id)
+            self.records[id] = FileRecord(id, filename, num_bytes, 1_700_000_000, purpose, path, owner)
+            return self.records[id]
 
     def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
         if file_id not in self.records or not viewer.may_change(self.records[file_id].owner):

@@ -11,11 +11,12 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.faults.row import ROWS
-from tests.faults.table import load_rows
-
 
 def main(row_id: str, folder: Path, share: float) -> None:
+    # Here, since processes that a row starts by multiprocessing read this file again, and rows take torch with them.
+    from tests.faults.row import ROWS
+    from tests.faults.table import load_rows
+
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through all that cleans up
     load_rows()
     work = folder / "work"

@@ -17,6 +17,7 @@ from huggingface_hub import close_session, constants
 
 from serve.errors import (
     DiskFull,
+    Erased,
     HubUnreachable,
     ModelGated,
     ModelNotFound,
@@ -29,7 +30,7 @@ from serve.hub.breaker import Breakers
 from serve.hub.fetch import Hub
 from serve.hub.session import Session
 from serve.store.revisions import Revision, Store
-from serve.types import ALL_SEEING, EVERYBODY, PullProgress, Visibility
+from serve.types import ALL_SEEING, EVERYBODY, PullProgress, Viewer, Visibility
 from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.faults.payloads import Call
@@ -421,6 +422,30 @@ def test_private_model_that_is_here_is_in_an_outage_like_one_that_is_nowhere(
     assert hub.locate("x/trained").is_private
 
 
+def test_a_job_learns_no_more_of_others_models_than_that_they_are_nowhere(
+    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    names = ("x/private", "x/disabled", "x/deleted", "x/nobody")
+    for name in names[:3]:
+        store.publish(name, write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE, viewer=Viewer("ada"))
+    store.disable("x/disabled")
+    store.delete_model("x/deleted")
+    words = set()
+    for name in names:
+        with pytest.raises(ModelNotFound) as denied:
+            hub.locate(name, viewer=Viewer("bob"))
+        words.add(denied.value.message.replace(name, "?"))
+    assert len(words) == 1
+
+    server.add("x/deleted", write_tiny_gpt2(tmp_path / "repo"))  # the Hub's own of that name does not come by itself
+    with pytest.raises(ModelNotFound):
+        hub.locate("x/deleted", viewer=Viewer("bob"))
+    server.close_door()
+    for name in ("x/disabled", "x/deleted"):
+        with pytest.raises(HubUnreachable):
+            hub.locate(name, viewer=Viewer("bob"))
+
+
 # --- What is here by another way ------------------------------------------------------------------------------
 
 
@@ -478,6 +503,52 @@ def test_model_that_is_deleted_while_it_is_fetched_stays_so(
         store.resolve(ADA)
     assert store.list_models(limit=9).items == () and os.listdir(tmp_path / "data/models/.staging") == []
     assert hub.pull(ADA).model_id == ADA, "the next one is another wish"
+
+
+@pytest.mark.parametrize("wanted", [ADA, "me/x"])
+@pytest.mark.parametrize("ends", ["whole", "broken off"])
+def test_who_is_erased_while_a_model_of_theirs_is_fetched_does_not_come_back(
+    server: FakeHub, store: Store, tmp_path: Path, wanted: str, ends: str, nothing_left: Callable[[], None]
+) -> None:
+    hub = Hub(store, endpoint=server.endpoint, deadline_s=5)
+    server.add("me/x", write_tiny_gpt2(tmp_path / "repo"))
+    server.move("me/x", ADA)
+
+    def erase(progress: PullProgress) -> None:
+        if progress.phase == "downloading" and progress.file == "model.safetensors":
+            store.burials.bury("@ada", "erased")
+            if ends == "broken off":
+                hub.close()
+
+    with pytest.raises(Erased):
+        hub.fetch(wanted, on_progress=erase)
+    nothing_left()
+    assert store.list_models(limit=9).items == ()
+    num_files = sum("/resolve/" in seen.path for seen in server.requests)
+    again = Hub(store, endpoint=server.endpoint)
+    with pytest.raises(Erased):
+        again.pull(wanted)
+    for viewer in (ALL_SEEING, EVERYBODY):
+        with pytest.raises(ModelNotFound):
+            again.locate(wanted, viewer=viewer)
+    assert sum("/resolve/" in seen.path for seen in server.requests) == num_files
+
+
+def test_what_a_fetch_left_of_a_model_that_never_came_is_forgotten(
+    server: FakeHub, hub: Hub, tmp_path: Path, nothing_left: Callable[[], None]
+) -> None:
+    server.add(ADA, write_tiny_gpt2(tmp_path / "repo"))
+
+    def close(progress: PullProgress) -> None:
+        if progress.file == "model.safetensors":
+            hub.close()
+
+    with pytest.raises(StoreUnavailable):
+        hub.fetch(ADA, on_progress=close)
+    with pytest.raises(AssertionError):
+        nothing_left()
+    hub.forget(ADA.upper())
+    nothing_left()
 
 
 def test_model_that_is_published_here_while_it_is_fetched_is_the_one_that_stays(

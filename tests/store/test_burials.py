@@ -9,6 +9,7 @@ import pytest
 
 from serve.errors import Erased, ModelDisabled, ModelNotFound
 from serve.store.burials import Burials
+from serve.store.model_files import PROVENANCE
 from serve.store.revisions import Store
 from serve.store.tombstones import Tombstones
 from tests.fakes.models import write_tiny_gpt2
@@ -95,9 +96,28 @@ def test_a_model_of_an_erased_person_cannot_be_made_or_fetched(tmp_path: Path) -
     with pytest.raises(Erased):
         burials.fence("x/anything", ["Ada"])
     burials.fence("x/ada", ["bob"])
+    burials.bury("huggingtweets/ada", "deleted")  # which alone could be pulled again
     for model_id in ("huggingtweets/ada", "HuggingTweets/bob-Ada"):
         with pytest.raises(ModelNotFound):
             burials.check_fetch(model_id, is_asked_for=False)
         with pytest.raises(Erased):
             burials.check_fetch(model_id, is_asked_for=True)
     burials.check_fetch("huggingtweets/adage", is_asked_for=False)
+
+
+def test_what_is_put_here_of_an_erased_person_is_neither_published_nor_used(store: Store) -> None:
+    theirs, bobs, new = "huggingtweets/zoe-ada", "huggingtweets/for-ada", "huggingtweets/new-ada"
+    for name in (theirs, bobs):
+        write_tiny_gpt2(store.models / name)
+    (store.models / bobs / PROVENANCE).write_text(json.dumps({"handles": ["bob"]}))
+    assert store.resolve(theirs) and store.resolve(bobs)
+    store.burials.bury("@ada", "erased")
+    with pytest.raises(ModelNotFound):
+        store.resolve(theirs)
+    for fence in (None, store.burials.fence(ADA)):
+        with pytest.raises(Erased):
+            store.publish(new, write_tiny_gpt2(store.stage()), fence=fence)
+    assert store.resolve(bobs), "of whom a model has learnt, it says better than its name"
+    assert store.publish(new, write_tiny_gpt2(store.stage()), fence=store.burials.fence(new, ["bob"]))
+    store.burials.lift("@ada")
+    assert store.resolve(theirs)

@@ -83,7 +83,9 @@ def logits(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_old_checkpoint_computes_the_same_after_conversion(tmp_path: Path, dtype: torch.dtype, zipped: bool) -> None:
+def test_old_checkpoint_computes_the_same_after_conversion(
+    tmp_path: Path, converter: Forks, dtype: torch.dtype, zipped: bool
+) -> None:
     expected = logits(write_tiny_gpt2(tmp_path / "new", dtype=dtype, seed=3))
     old = write_old_checkpoint(tmp_path / "old", dtype=dtype, zipped=zipped, seed=3)
 
@@ -144,7 +146,13 @@ FORMATS = ("zip", "legacy", "bin shards", "safetensors shards", "safetensors")
 NAMES = ("prefixed", "bare", "some prefixed", "with masks")
 HEADS = ("tied", "tied, stored", "tied, another stored", "untied", "untied, equal")
 MATRIX = [
-    (form, dtype, NAMES[(f + d + turn) % len(NAMES)], HEADS[(f + 2 * d + 3 * turn) % len(HEADS)])
+    pytest.param(
+        form,
+        dtype,
+        NAMES[(f + d + turn) % len(NAMES)],
+        HEADS[(f + 2 * d + 3 * turn) % len(HEADS)],
+        marks=[pytest.mark.slow] if turn else [],
+    )
     for turn in range(2)
     for f, form in enumerate(FORMATS)
     for d, dtype in enumerate(DTYPES)
@@ -471,7 +479,7 @@ def test_what_a_process_gone_astray_says_is_cut_off(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04" + b"\0" * 100])
-def test_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_damaged_checkpoint_is_refused(tmp_path: Path, converter: Forks, content: bytes) -> None:
     (tmp_path / "x.bin").write_bytes(content)
     with pytest.raises(ModelUnusable):
         convert_weights(tmp_path / "x.bin", tmp_path / "x.safetensors")

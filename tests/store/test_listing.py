@@ -6,12 +6,15 @@ import itertools
 import os
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
 from serve.errors import ModelNotFound
 from serve.store import index_search
+from serve.store.disk import locked
 from serve.store.index import INDEX, Index, IndexUnavailable
+from serve.store.revisions import Store
 from serve.types import ALL_SEEING, EVERYBODY, Viewer, Visibility
 from tests.store.disk_world import Disk, Wanted, list_all, list_by_pages, list_ids
 
@@ -82,6 +85,33 @@ def test_models_are_counted_as_they_are_listed(disk: Disk) -> None:
     disk.stores[0].delete_model("a/ada")
     disk.take("a/by_hand")
     check()
+
+
+@pytest.mark.usefixtures("by_index_alone")
+def test_a_tenants_bytes_are_those_that_lie_there_whoever_published_or_deleted(disk: Disk, tmp_path: Path) -> None:
+    machines = disk.stores = [
+        Store(tmp_path / "data", embedded=disk.embedded, cache=tmp_path / f"cache-{name}") for name in "ab"
+    ]
+
+    def sizes() -> list[int]:
+        return [machine.bytes_of("ada") for machine in machines]
+
+    assert sizes() == [0, 0]
+    disk.publish("a/first", tenant="ada", checkpoint_step=3)  # as a job that goes on has it: nothing is served yet
+    assert sizes() == [0, 0]
+    disk.publish("a/first", tenant="ada")
+    disk.publish("b/of_another", tenant="bob")
+    one = machines[0].get_model("a/first").num_bytes
+    assert one > 0 and sizes() == [one, one]
+    disk.publish("a/second", tenant="ada", by=1)
+    assert sizes() == [2 * one, 2 * one]
+    with locked(disk.models / ".lock"), locked(tmp_path / "cache-b/.lock"):  # nobody waits for who is writing
+        (disk.models / "a/first" / machines[0].get_model("a/first").revision / "more.txt").write_text("x" * 1000)
+        os.utime(disk.models / "a/first")
+        grown = machines[0].get_model("a/first").num_bytes
+        assert grown == one + 1000 and machines[1].bytes_of("ada") == one + grown
+    machines[0].delete_model("a/second")
+    assert sizes() == [grown, grown]
 
 
 def test_where_there_can_be_no_index_models_are_not_counted(disk: Disk) -> None:

@@ -12,6 +12,7 @@ import pytest
 from serve.errors import ModelUnusable
 from serve.hub.fetch import Hub
 from serve.locator import Locator
+from serve.store.integrity import is_intact
 from serve.store.lookup import Revision
 from serve.store.revisions import Store
 from serve.store.scrub import Scrub
@@ -107,6 +108,28 @@ def test_a_clock_that_is_set_back_stops_no_round(store: Store) -> None:
     flip_bit(store.resolve("test/m3").path / WEIGHTS)
     one_round(scrub, clock)
     assert found == ["test/m3"]
+
+
+def test_a_full_disk_stops_no_round_and_has_no_model_looked_at_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked, found, clock = list[str](), list[str](), Clock()
+
+    def note(path: Path) -> bool | None:
+        looked.append(path.parent.name)
+        return is_intact(path)
+
+    monkeypatch.setattr("serve.store.scrub.is_intact", note)
+    (store.models / ".scrub.new").mkdir()  # nothing can be written there
+    scrub = scrub_of(store, found, clock)
+    assert [scrub.step() > 0 for _ in range(3)] == [False, True, True] and looked == ["m0"]
+    flip_bit(store.resolve("test/m3").path / WEIGHTS)
+    one_round(scrub, clock)
+    assert found == ["test/m3"] and looked == ["m0", "m1", "m2", "m3"]
+    (store.models / ".scrub.new").rmdir()
+    clock.now += HOURS * 3600
+    scrub.step()
+    assert (store.models / ".scrub.json").is_file(), "it was not written when there was room again"
 
 
 def test_who_is_not_the_only_one_leaves_the_work_to_the_other(store: Store, tmp_path: Path) -> None:

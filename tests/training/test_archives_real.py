@@ -22,7 +22,13 @@ COUNTS = ("downloaded", "retweets", "short", "kept")
 HANDLES_IN_FILE = {"x-2024", "x-2021-tweet-js", "x-2019-bare", "x-2017-grailbird", "csv-excel", "jsonl-api-v1.1"}
 
 
-@pytest.mark.parametrize("expected", HANDLES, ids=[expected["handle"] for expected in HANDLES])
+@pytest.mark.parametrize(
+    "expected",
+    [
+        pytest.param(expected, id=expected["handle"], marks=[pytest.mark.slow] if number % 4 else [])
+        for number, expected in enumerate(HANDLES)
+    ],
+)
 def test_a_timeline_is_counted_and_cleaned_as_huggingtweets_did(shared_data: Path, expected: dict[str, Any]) -> None:
     cleaned = clean(read_archive(shared_data / expected["file"]))
     assert cleaned.counts == {key: expected[key] for key in COUNTS}

@@ -551,7 +551,7 @@ while time.monotonic() < deadline:
 """
 
 
-@pytest.mark.parametrize("shift", ["+3600s", "-3600s"])
+@pytest.mark.parametrize("shift", ["+3600s", pytest.param("-3600s", marks=pytest.mark.slow)])
 def test_f22_worker_with_another_clock_takes_no_job_from_one_that_lives(training: Training, shift: str) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
     if library is None:

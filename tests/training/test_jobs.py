@@ -12,6 +12,7 @@ from serve.errors import (
     InvalidRequest,
     ModelNotFound,
     NotFound,
+    QuotaExceeded,
     TooFewTweets,
 )
 from serve.training.jobs import store as store_module
@@ -45,6 +46,29 @@ def test_uploaded_file_is_moved_found_listed_and_deleted(training: Training, tmp
     assert not first.path.exists()
     with pytest.raises(NotFound, match="no file of that id"):
         training.jobs.get_file(first.id)
+
+
+def test_files_that_come_at_once_are_kept_as_far_as_there_is_room(training: Training, tmp_path: Path) -> None:
+    training.upload(owner="bob")
+
+    def check_room(used: int, fresh: int) -> None:
+        if used + fresh > 250:
+            raise QuotaExceeded(f"{used} and {fresh}")
+
+    def create(number: int) -> bool:
+        source = tmp_path / f"upload-{number}"
+        source.write_bytes(bytes(100))
+        try:
+            training.jobs.create_file(source, "a.zip", "fine-tune", "ada", check_room=check_room)
+        except QuotaExceeded as exc:
+            assert exc.message == "200 and 100"
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(create, range(8))) == 2
+    assert training.jobs.bytes_of("ada") == 200
+    assert len(list(training.options.uploads.iterdir())) == 3
 
 
 def test_file_that_a_waiting_job_needs_is_not_deleted(training: Training) -> None:

@@ -75,6 +75,7 @@ class World:
     jobs: WebJobs
     upload_dir: Path
     pictures: list[tuple[ModelInfo, str]]  # drawn: whose, and of which text
+    keys: MemoryKeys
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         """A browser, signed in with `key`; it follows no redirect by itself."""
@@ -97,7 +98,7 @@ def build_world(
     generator, pictures = EchoGenerator(), list[tuple[ModelInfo, str]]()
     catalogue = MemoryCatalogue("fledgling", "huggingtweets/ada", "huggingtweets/bob")
     files = MemoryFiles(folder / "files")
-    jobs = WebJobs(files)
+    jobs, known = WebJobs(files), MemoryKeys(*keys)
 
     def draw(info: ModelInfo, avatars: Sequence[bytes], text: str, /, *, prompt: str) -> bytes:
         pictures.append((info, text))
@@ -114,9 +115,9 @@ def build_world(
         preview=look,
         draw_preview=draw,
         add_pages=add_pages,
-        access=Access(MemoryKeys(*keys), hosts),
+        access=Access(known, hosts),
     )
-    return World(app, generator, catalogue, files, jobs, folder / "uploads", pictures)
+    return World(app, generator, catalogue, files, jobs, folder / "uploads", pictures, known)
 
 
 @pytest.fixture

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from html import unescape
+from pathlib import Path
 
 import httpx
 import pytest
 
-from serve.types import Job, JobEvent, JobStatus, Page, Run
+from serve.types import Job, JobEvent, JobRequest, JobStatus, Page, Run, Scope, TrainingFile, Viewer
 from serve.web.job import JobView, Log, Logs, Point
-from tests.web.conftest import World
+from tests.web.conftest import KEY, World, build_world
 
 
 def said(page: httpx.Response) -> str:
@@ -45,6 +46,22 @@ async def test_a_waiting_job_says_how_many_others_wait(client: httpx.AsyncClient
     world.jobs.begin(JobStatus.VALIDATING)
     assert phase(await look(client, job)) == "Waiting in the queue, with 1 other"
     assert phase(await look(client, running)) == "Reading the archive"
+
+
+async def test_a_waiting_job_tells_a_tenant_nothing_of_others(tmp_path: Path) -> None:
+    world = build_world(tmp_path, keys=[KEY])
+    world.keys.add("of-ada", "ada", [Scope.READ])
+    request = JobRequest("fledgling", (TrainingFile("file-0", "ada"),), viewer=Viewer("ada"))
+    job = world.jobs.begin(JobStatus.QUEUED, request=request)
+    seen = set()
+    for status in (None, JobStatus.RUNNING, JobStatus.QUEUED):
+        if status is not None:
+            world.jobs.begin(status)
+        async with world.client("of-ada") as tenant:
+            seen.add(phase(await look(tenant, job)))
+    assert seen == {"Waiting for its turn"}
+    async with world.client(KEY) as operator:
+        assert phase(await look(operator, job)) == "Waiting in the queue, with 1 other"
 
 
 @pytest.mark.parametrize(

@@ -204,12 +204,25 @@ async def test_servers_at_other_ports_of_the_host_do_not_sign_each_other_out(loc
         assert left.startswith(f'{name}=""') and "Max-Age=0" in left
 
 
-async def test_over_https_the_key_never_travels_in_the_open(locked_world: World) -> None:
+@pytest.mark.parametrize(
+    ("url", "said", "is_secure"),
+    [
+        ("https://rookery", "", True),
+        ("http://rookery", "https", True),
+        ("http://rookery", "HTTPS, http", True),
+        ("http://rookery", "http, https", False),
+        ("http://rookery", "", False),
+    ],
+)
+async def test_over_https_the_key_never_travels_in_the_open(
+    locked_world: World, url: str, said: str, is_secure: bool
+) -> None:
+    headers = {"x-forwarded-proto": said} if said else {}
     async with httpx.AsyncClient(
-        transport=httpx.ASGITransport(app=locked_world.app), base_url="https://rookery"
+        transport=httpx.ASGITransport(app=locked_world.app), base_url=url, headers=headers
     ) as client:
         reply = await client.post("/login", data={"key": KEY})
-    assert "Secure" in reply.headers["set-cookie"]
+    assert ("Secure" in reply.headers["set-cookie"]) is is_secure
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "schlüssel", "a key of our", KEY + "s"])

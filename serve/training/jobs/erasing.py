@@ -6,7 +6,7 @@ That a job was, when, and how it ended stays on record: whoever follows one stil
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence, Set
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from serve.database.tables import (
     ArtifactRow,
     CheckpointRow,
-    DeliveryRow,
     EventRow,
     FileRow,
     IdempotencyRow,
@@ -30,33 +29,15 @@ ERASED = "What this job had learnt from was erased."
 _KEPT_RESULT = ("num_parameters", "duration_s")
 
 
-def jobs_about(session: Session, handles: Set[str], model_ids: Set[str]) -> Iterator[JobRow]:
-    """All whose archives were said to be one of these people's, or are, or whose model is one of these.
-
-    `handles` and `model_ids` in lower case.
-    """
-    for row in session.scalars(select(JobRow).order_by(JobRow.seq)):
-        if not handles.isdisjoint(people_of(row)) or model_of(row) in model_ids:
-            yield row
-
-
-def people_of(row: JobRow) -> set[str]:
-    """In lower case, as its owner called them and as its archives say."""
-    said = {entry["handle"] for entry in row.request["files"]} | set((row.result or {}).get("counts") or {})
-    return {handle.lower() for handle in said if handle}
-
-
-def model_of(row: JobRow) -> str:
-    """In lower case; "" where the job has not read its archives."""
-    name: str = row.fine_tuned_model or (row.result or {}).get("model_id") or ""
-    return name.lower()
-
-
-def cancel(session: Session, job_ids: Collection[str]) -> None:
-    """Those that are open."""
+def cancel(session: Session, job_ids: Collection[str]) -> set[str]:
+    """Those that are open; the models that they were making, as far as they have said."""
+    making = set[str]()
     for row in _rows(session, job_ids):
-        if not JobStatus(row.status).is_final and not row.cancel_requested:
-            cancel_row(session, row)
+        if not JobStatus(row.status).is_final:
+            making.add((row.result or {}).get("model_id") or "")
+            if not row.cancel_requested:
+                cancel_row(session, row)
+    return making - {""}
 
 
 def open_among(session: Session, job_ids: Collection[str]) -> list[str]:
@@ -72,7 +53,10 @@ def end(session: Session, job_ids: Collection[str]) -> None:
 
 
 def erase(session: Session, job_ids: Collection[str]) -> int:
-    """The texts, names and numbers of these jobs, which have ended; about how many bytes they were."""
+    """The texts, names and numbers of these jobs, which have ended; about how many bytes they were.
+
+    Not what trackers were told of them, see `serve.training.tracking.forgetting`.
+    """
     rows = _rows(session, job_ids)
     runs = session.scalars(select(RunRow).where(RunRow.job_id.in_(job_ids))).all()
     events = session.scalars(select(EventRow).where(EventRow.job_id.in_(job_ids))).all()
@@ -80,12 +64,12 @@ def erase(session: Session, job_ids: Collection[str]) -> int:
     num_bytes += sum(len(json.dumps([run.config, run.summary, run.history, run.tables])) for run in runs)
     num_bytes += sum(len(event.message) + len(json.dumps(event.data)) for event in events)
     _drop_runs(session, [run.seq for run in runs])
-    for kind in (EventRow, CheckpointRow, DeliveryRow, IdempotencyRow):
+    for kind in (EventRow, CheckpointRow, IdempotencyRow):
         session.execute(delete(kind).where(kind.job_id.in_(job_ids)))
     session.execute(delete(JobLabelRow).where(JobLabelRow.job_seq.in_([row.seq for row in rows])))
     for row in rows:
         row.request = {**row.request, "files": [], "validation_file": None, "suffix": None, "metadata": {}}
-        row.request = {**row.request, "integrations": []}
+        row.request = {**row.request, "integrations": [], "base_model": ""}  # it may be a bot of theirs
         row.result = {name: row.result[name] for name in _KEPT_RESULT if name in (row.result or {})}
         row.fine_tuned_model = row.error_message = row.error_param = row.publication = None
         add_event(session, row.id, ERASED)

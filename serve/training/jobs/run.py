@@ -114,7 +114,10 @@ class JobRun:
         with self._phase("preprocess"):
             data = self._preprocess()
         bind(model=data.model_id)
-        self._publisher.begin(data.model_id, [person.handle for person in data.people])
+        # Before it is asked who is erased: an erasure that begins now finds the job.
+        self._queue.add_result(self._claim, {"handles": data.said})
+        self._publisher.begin(data.model_id, data.sources)
+        self._tell_data(data)
         # Whoever tidies up after this job finds by the one that there is something, and by the other where.
         self._options.work_of(self._claim.job.id).mkdir(parents=True, exist_ok=True)
         self._queue.add_result(self._claim, {"model_id": data.model_id})
@@ -154,7 +157,9 @@ class JobRun:
         entries = patiently(lambda: [(self._jobs.get_file(entry.file_id), entry.handle) for entry in job.request.files])
         judge_by = job.request.validation_file
         validation = None if judge_by is None else patiently(lambda: self._jobs.get_file(judge_by))
-        data = preprocess(entries, suffix=job.request.suffix, validation=validation)
+        return preprocess(entries, suffix=job.request.suffix, validation=validation)
+
+    def _tell_data(self, data: Preprocessed) -> None:
         if data.validation is not None and data.validation.set_aside:
             message = f"Of the validation file, {len(data.validation.kept):,} texts are judged by: a sample."
             self._queue.add_event(self._claim, message)
@@ -172,7 +177,6 @@ class JobRun:
                 + (" That is little: the model will repeat them." if few else ""),
                 level="warn" if few else "info",
             )
-        return data
 
     def _locate_base(self) -> Revision:
         options, request = self._options, self._claim.job.request

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from serve.database.tables import (
     JobRow,
     RunRow,
 )
-from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, StoreUnavailable, disk_error
-from serve.store.disk import make_folder
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, RookeryError, disk_error
+from serve.store.disk import make_folder, translated
+from serve.training.archives.tweets import as_handle
 from serve.training.dataset import NAMESPACE
 from serve.training.jobs.rows import (
     OPEN_STATES,
@@ -64,6 +65,7 @@ from serve.types import (
     MAX_ARCHIVES,
     MAX_BATCH_SIZE,
     Checkpoint,
+    CheckRoom,
     FileRecord,
     Job,
     JobEvent,
@@ -87,8 +89,8 @@ MAX_BYTES_READ_AT_ONCE = 64_000_000
 class JobStore:
     """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`.
 
-    `check_base` raises ModelNotFound for a base model that no job could find. `max_jobs_per_key`: that one owner may
-    have open; None: any number.
+    `check_base` raises ModelNotFound for a base model that no job could find, `check_person` Erased for the handle of
+    somebody of whom nothing may be learnt. `max_jobs_per_key`: that one owner may have open; None: any number.
     """
 
     def __init__(
@@ -97,30 +99,40 @@ class JobStore:
         uploads: Path,
         *,
         check_base: Callable[[str, Viewer], object] = lambda model_id, viewer: None,
+        check_person: Callable[[str], object] = lambda handle: None,
         max_jobs_per_key: int | None = None,
     ) -> None:
         self._database = database
         self._uploads = uploads
-        self._check_base = check_base
+        self._check_base, self._check_person = check_base, check_person
         self._max_jobs_per_key = max_jobs_per_key
         make_private(uploads)
         self.sweep()
 
     # --- Files --------------------------------------------------------------------------------------------
 
-    def create_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
-        """Takes `source` over (moves it); it is the tenant `owner`'s. Raises: StoreUnavailable."""
+    def create_file(
+        self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
+    ) -> FileRecord:
+        """Takes `source` over (moves it); it is the tenant `owner`'s.
+
+        `check_room` is told how many bytes the tenant's files have, and how many this one; no other comes meanwhile.
+        Raises: StoreUnavailable, and what `check_room` raises.
+        """
         file_id = new_id("file")
         num_bytes = source.stat().st_size
         move_durably(source, self._uploads / file_id)
         try:
             with self._database.write() as session:
+                if check_room is not None:
+                    take_lock(session, CREATION_LOCK)
+                    check_room(_bytes_of(session, owner), num_bytes)
                 now = read_clock_ms(session) // 1000
                 facts = {"filename": filename, "num_bytes": num_bytes, "created_at": now, "purpose": purpose}
                 row = FileRow(id=file_id, owner=owner, **facts)
                 session.add(row)
                 return self._file(row)
-        except StoreUnavailable:
+        except RookeryError:
             (self._uploads / file_id).unlink(missing_ok=True)
             raise
 
@@ -148,7 +160,7 @@ class JobStore:
     def bytes_of(self, owner: str) -> int:
         """Of all of a tenant's files."""
         with self._database.read() as session:
-            return session.scalar(select(func.sum(FileRow.num_bytes)).where(FileRow.owner == owner)) or 0
+            return _bytes_of(session, owner)
 
     def delete_file(self, file_id: str) -> None:
         """Raises: NotFound; Conflict while a job that has not ended needs the file."""
@@ -199,7 +211,7 @@ class JobStore:
         """Checks the request, and the archives themselves where they are not too large to read at once.
 
         The same key from the same owner gives the job that it gave before, for a day.
-        Raises: NotFound, ModelNotFound, BadUpload, TooFewTweets, InvalidRequest, Overloaded, StoreUnavailable;
+        Raises: NotFound, ModelNotFound, BadUpload, TooFewTweets, InvalidRequest, Erased, Overloaded, StoreUnavailable;
         Conflict for a key that came with another request.
         """
         check_request(request)
@@ -235,11 +247,18 @@ class JobStore:
         viewer, judge_by = request.viewer, request.validation_file
         files = [self._training_file(entry.file_id, viewer) for entry in request.files]
         validation = None if judge_by is None else self._training_file(judge_by, viewer, VALIDATION_PARAM)
+        handles = [entry.handle for entry in request.files]
+        self._check_people(handles)
         if sum(file.num_bytes for file in (*files, validation) if file) > MAX_BYTES_READ_AT_ONCE:
             return JobStatus.VALIDATING, {}
-        handles = [entry.handle for entry in request.files]
         data = preprocess(list(zip(files, handles, strict=True)), suffix=request.suffix, validation=validation)
-        return JobStatus.QUEUED, {"counts": data.counts}
+        self._check_people(data.sources)
+        return JobStatus.QUEUED, {"counts": data.counts, "handles": data.said}
+
+    def _check_people(self, handles: Iterable[str | None]) -> None:
+        with translated("look up who was erased"):
+            for bare in filter(None, map(as_handle, handles)):
+                self._check_person(bare)
 
     def _digest(self, request: JobRequest) -> str:
         """Of all that makes two requests the same. A bot's archives, sent anew with each request, count by content."""
@@ -439,6 +458,10 @@ class JobStore:
                 f"one key: wait for one to end or cancel one, then try again in {RETRY_AFTER_S:g} s.",
                 retry_after_s=RETRY_AFTER_S,
             )
+
+
+def _bytes_of(session: Session, owner: str) -> int:
+    return session.scalar(select(func.sum(FileRow.num_bytes)).where(FileRow.owner == owner)) or 0
 
 
 def check_request(request: JobRequest) -> None:
