@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -85,7 +86,13 @@ def build_api(
         access=access or Access(metrics=metrics),
         quota=quota or Quota(metrics=metrics),
     )
-    app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.quota.close()
+
+    app = FastAPI(title="Rookery", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan)
     for router in (
         openai.router(service),
         models.router(service),

@@ -53,6 +53,9 @@ class Quota:
         self._in_flight: Counter[str] = Counter()
         self._metrics = metrics or Metrics(enabled=False)
 
+    async def close(self) -> None:
+        await self._rates.close()
+
     @classmethod
     def from_settings(cls, settings: Settings, metrics: Metrics) -> Quota:
         """Raises: BadSetting."""

@@ -10,10 +10,10 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from limits import RateLimitItemPerSecond
-from limits.aio.storage import Storage
+from limits.aio.storage import RedisStorage, Storage
 from limits.aio.strategies import MovingWindowRateLimiter
 from limits.errors import ConfigurationError, StorageError
 from limits.storage import storage_from_string
@@ -51,6 +51,10 @@ class Rates:
             raise BadSetting(f"{PREFIX}LIMITS_URL cannot be used: it looks like 'redis://host:6379/0'.") from exc
         self._requests = MovingWindowRateLimiter(self._storage)
         self._away_until = 0.0
+
+    async def close(self) -> None:
+        if isinstance(self._storage, RedisStorage):
+            await cast(Any, self._storage.bridge).storage.aclose()  # of either library that it may use
 
     async def request(self, who: str, per_s: float) -> Count | None:
         """Counts a request in, `per_s` a second and twice that at once. None: it cannot be counted now."""

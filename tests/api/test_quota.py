@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -79,17 +79,21 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def start(tmp_path: Path, metrics: Metrics) -> Iterator[Callable[..., Gateway]]:
+async def start(tmp_path: Path, metrics: Metrics) -> AsyncIterator[Callable[..., Gateway]]:
     started: list[Gateway] = []
+    quotas: list[Quota] = []
 
     def start(of_keys: KeyLimits = NONE, of_strangers: KeyLimits = NONE, url: str = "", header: str = "") -> Gateway:
         quota = Quota(of_keys, of_strangers, rates=Rates(url), address_header=header, metrics=metrics)
+        quotas.append(quota)
         started.append(Gateway(tmp_path, quota, metrics))
         return started[-1]
 
     yield start
     for gateway in started:
         gateway.database.close()
+    for quota in quotas:
+        await quota.close()
 
 
 async def complete(client: httpx.AsyncClient, model: str = "huggingtweets/ada", **more: object) -> httpx.Response:
@@ -313,6 +317,7 @@ async def test_a_redis_that_is_away_lets_everybody_through() -> None:
         nobody.bind(("127.0.0.1", 0))
         rates = Rates(f"redis://127.0.0.1:{nobody.getsockname()[1]}/0")
         assert [await rates.request("ada", 0.5) for _ in range(3)] == [None] * 3
+        await rates.close()
 
 
 def test_another_address_than_a_redis_is_a_bad_setting() -> None:

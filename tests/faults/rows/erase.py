@@ -116,6 +116,8 @@ def _train(client: httpx.Client, handle: str, word: str) -> Mapping[str, Any]:
         "hyperparameters": {"n_epochs": 1},
     }
     reply = client.post("/v1/fine_tuning/jobs", json=wanted)
+    if reply.is_error and reply.json()["error"]["code"] == "erased":
+        return {"status": "erased"}
     assert reply.status_code == 200, reply.text
     job: dict[str, Any] = reply.json()
     deadline = time.monotonic() + _JOB_S
