@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from serve.hub.claims import Claims
 from serve.store.model_files import content_hash
 from serve.store.revisions import Store
 from serve.store.validate import WEIGHTS, check_finite, check_folder
+from serve.training.jobs.store import sweep_uploads
 from serve.types import JobStatus
 from tests.faults.traffic import Outcome
 
@@ -152,6 +154,10 @@ def check_leftovers(data: Path, database: Database) -> list[str]:
     Claims(models / ".fetching").sweep(0)  # what a fetch leaves for the next one is not lost room: it can be had back
     with database.read() as session:
         files = set(session.scalars(select(FileRow.id)))
+    if uploads.is_dir():
+        # As supervisors do, which wait for those that may still be written.
+        sweep_uploads(uploads, files, time.time() + 1)
+    with database.read() as session:
         held = session.scalars(
             select(JobRow.id).where(
                 JobRow.status.in_(_FINAL), JobRow.worker.is_not(None) | JobRow.publication.is_not(None)

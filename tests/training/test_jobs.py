@@ -106,6 +106,9 @@ def test_what_uploads_that_broke_off_have_left_is_swept_after_a_day(
     other.touch()
     JobStore(training.database, uploads)
     assert all(path.exists() for path in (*strays, forgotten))  # they are of today
+    monkeypatch.setattr(store_module, "ROWLESS_AFTER_S", -2)
+    training.jobs.sweep()
+    assert forgotten.exists() and not any(path.exists() for path in strays)
     monkeypatch.setattr(store_module, "ABANDONED_AFTER_S", -2)
     training.jobs.sweep()
     assert sorted(uploads.iterdir()) == sorted([uploads / waiting, kept, other])

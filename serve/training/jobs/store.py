@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,17 @@ MAX_SEED = 2**32 - 1  # what numpy takes, and so whoever trains on with another 
 # Archives up to this size are read while the caller waits (about 1 s for 64 MB of tweets), so that a file that
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
+
+ROWLESS_AFTER_S = 600  # of bytes: their row comes at once, or their gateway has died; erasing finds no such bytes
+
+
+def sweep_uploads(uploads: Path, known: Collection[str], before: float) -> None:
+    """Deletes bytes of no row that nobody has written to since `before`, unix seconds: their gateway has died."""
+    for path in uploads.iterdir():
+        is_ours = path.name.startswith(("upload-", "file-")) and path.name not in known
+        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
+            if is_ours and path.stat().st_ctime < before:  # of the last rename or write
+                path.unlink()
 
 
 class JobStore:
@@ -186,18 +197,15 @@ class JobStore:
     def sweep(self) -> None:
         """Deletes archives of bots for which no job came in time, and bytes without a row that broken uploads left."""
         with self._database.read() as session:
-            stale = read_clock_ms(session) // 1000 - ABANDONED_AFTER_S
+            now = read_clock_ms(session) // 1000
             known = set(session.scalars(select(FileRow.id)))
+            stale = now - ABANDONED_AFTER_S
             old = select(FileRow.id).where(FileRow.purpose == BOT_PURPOSE, FileRow.created_at < stale)
             forgotten = session.scalars(old).all()
         for file_id in forgotten:
             with contextlib.suppress(NotFound, Conflict):  # Conflict: its job has yet to end
                 self.delete_file(file_id)
-        for path in self._uploads.iterdir():
-            is_ours = path.name.startswith(("upload-", "file-")) and path.name not in known
-            with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
-                if is_ours and path.stat().st_ctime < stale:  # of the last rename
-                    path.unlink()
+        sweep_uploads(self._uploads, known, now - ROWLESS_AFTER_S)
 
     def _file(self, row: FileRow) -> FileRecord:
         path = self._uploads / row.id

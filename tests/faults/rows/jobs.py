@@ -10,9 +10,11 @@ from tests.faults.chaos_jobs import KINDS
 from tests.faults.row import Measured, row
 from tests.postgres import PostgresServer
 
+_PAUSE_S = 4.0  # between two kills: about half of what a job takes on a quiet machine
+
 
 def _chaos(folder: Path, kills: int, kinds: dict[str, float], seed: int) -> dict[str, Any]:
-    return chaos_jobs.run(max(2, kills), "sqlite", seed, folder, None, kinds=kinds)
+    return chaos_jobs.run(max(2, kills), "sqlite", seed, folder, None, kinds=kinds, pause_s=_PAUSE_S)
 
 
 @row(
