@@ -114,13 +114,14 @@ def test_bytes_of_what_was_deleted_are_found(tmp_path: Path) -> None:
 def test_what_is_left_behind_is_found(training: Training, tmp_path: Path) -> None:
     training.upload()
     assert check_leftovers(tmp_path, training.database) == []
-    (tmp_path / "uploads" / "file-of-nobody").touch()
+    for name in ("file-of-nobody", "strange"):  # the first is swept, as in service
+        (tmp_path / "uploads" / name).touch()
     (tmp_path / "models" / ".staging" / "left").mkdir()
     (tmp_path / "training" / "ftjob-1").mkdir(parents=True)
     assert check_leftovers(tmp_path, training.database) == [
         "left behind: models/.staging/left",
         "left behind: training/ftjob-1",
-        "left behind: uploads/file-of-nobody",
+        "left behind: uploads/strange",
     ]
 
 
