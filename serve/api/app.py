@@ -5,6 +5,7 @@ It does not know what stands behind them: an engine in this process, a Ray Serve
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -165,7 +166,9 @@ class RequestBorder:
             await self._answer(refused, scope)(scope, receive, send_with_id)
         except ClientDisconnect:
             answered = answered or _CLIENT_LEFT
-        except Exception:
+        except (Exception, asyncio.CancelledError) as failed:
+            if isinstance(failed, asyncio.CancelledError) and _is_being_cancelled():
+                raise
             log.exception("request_failed")
             if answered:
                 scope["state"]["broken"] = 500
@@ -201,6 +204,12 @@ class RequestBorder:
         except Exception:  # pages themselves may be what is broken
             log.exception("error_page_failed")
             return status.reply_to(error, scope["path"])
+
+
+def _is_being_cancelled() -> bool:
+    """Else it is something that this request waited for that was: a call of a replica that has just ended, say."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _tell(method: str, route: str, code: int, duration_s: float) -> None:

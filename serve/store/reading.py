@@ -356,7 +356,7 @@ def without_revision(model_id: str) -> ModelId:
     """Raises: ModelNotFound, InvalidRequest."""
     wanted = ModelId.parse(model_id)
     if wanted.revision:
-        raise InvalidRequest(f"Name '{wanted}' itself, without '@{wanted.revision}'.", param="model")
+        raise InvalidRequest("Name the model itself, without '@' and a version.", param="model")
     return wanted
 
 

@@ -327,6 +327,21 @@ async def test_a_generation_that_takes_too_long_ends_with_an_error(tmp_path: Pat
     assert world.generator.num_closed == 1
 
 
+async def test_a_call_that_is_cancelled_beneath_a_request_is_an_answer_of_ours(
+    client: httpx.AsyncClient, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def view() -> None:
+        """As a replica's answer ends that is cancelled with its replica."""
+        lost = asyncio.get_running_loop().create_future()
+        lost.cancel()
+        await lost
+
+    monkeypatch.setattr(world.generator, "replicas", view)
+    answer = await client.get("/v1/replicas")
+    assert answer.status_code == 500 and answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["x-request-id"] in answer.json()["error"]["message"]
+
+
 async def test_every_generation_is_closed_once(client: httpx.AsyncClient, world: World) -> None:
     for model in (ADA, "missing", "halfway", "crash", "nan"):
         for stream in (True, False):
