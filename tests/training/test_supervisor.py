@@ -102,6 +102,7 @@ def test_owner_by_another_name_is_told_of(training: Training, tmp_path: Path) ->
     run = JobRun(training.options, job.id, claim_of(training, 30).fence)
     data = run._preprocess()
     assert data.model_id == "huggingtweets/eve"
+    run._tell_data(data)
     [warning] = [e.message for e in training.jobs.list_events(job.id, limit=9).items if "asked for" in e.message]
     assert "'Ada_L'" in warning and "'Eve'" in warning
 
