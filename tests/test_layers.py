@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "currency",
     },  # fmt: skip
     "database": set(),
-    "keys": {"database"},
+    "keys": {"database", "store"},
     "training": {"engine", "store", "hub", "database"},
 }
 LEAF_ORDER: dict[str, set[str]] = {

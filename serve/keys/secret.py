@@ -13,6 +13,7 @@ from hashlib import scrypt
 from pathlib import Path
 
 from serve.errors import disk_error
+from serve.store.disk import make_folder, sync
 
 FILE = ".key-secret"  # in the data folder; without it none of the keys in the database is known any more
 _PREFIX = "rk"  # by which a key in the wrong place is known for what it is
@@ -63,7 +64,7 @@ def read_server_secret(setting: str, folder: Path) -> bytes:
     path, fresh = folder / FILE, folder / f"{FILE}.{secrets.token_hex(4)}"
     try:
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             _write_durably(fresh, secrets.token_hex(_SECRET_BYTES))
             try:
                 os.link(fresh, path)
@@ -71,7 +72,7 @@ def read_server_secret(setting: str, folder: Path) -> bytes:
                 pass
             finally:
                 fresh.unlink()
-            _sync(folder)
+            sync(folder)
         return path.read_bytes()
     except OSError as exc:
         raise disk_error(f"read the secret of the keys, {FILE}", exc) from exc
@@ -82,11 +83,3 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

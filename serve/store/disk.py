@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,6 +84,19 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """All of it or what was there before, whatever happens; on the disk itself when it returns. Raises: OSError."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # others may write the same file now
+    try:
+        part.write_bytes(content)
+        sync(part)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
 
 
 def make_folder(folder: Path) -> None:

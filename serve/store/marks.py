@@ -5,10 +5,9 @@ No revision holds them, so a new one changes nothing of what was said.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from serve.store.disk import sync
+from serve.store.disk import replace_file, sync
 from serve.types import Visibility
 
 PRIVATE = ".private"  # only for its owner
@@ -71,10 +70,4 @@ def read_owner(home: Path) -> str:
 
 def set_owner(home: Path, owner: str) -> None:
     """On the disk itself when it returns."""
-    part = home / f"{OWNER}.part"
-    with part.open("w", encoding="utf-8") as file:
-        file.write(owner)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, home / OWNER)
-    sync(home)
+    replace_file(home / OWNER, owner.encode())

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from serve.errors import ModelUnusable
-from serve.store.disk import sync
+from serve.store.disk import replace_file, sync
 from serve.store.validate import read_json
 
 PREVIEWS = ".previews"  # no revision can be called that: none begins with a dot
@@ -36,8 +35,8 @@ def write_preview(folder: Path, text: str, picture: bytes) -> None:
     place = _place(folder)
     place.mkdir(parents=True, exist_ok=True)
     name = f"{hashlib.sha256(picture).hexdigest()[:32]}.png"
-    _replace(place / name, picture)
-    _replace(place / _SAID, json.dumps({"text": text, "picture": name}).encode())
+    replace_file(place / name, picture)
+    replace_file(place / _SAID, json.dumps({"text": text, "picture": name}).encode())
     for old in place.glob("*.png"):
         if old.name != name:
             old.unlink()
@@ -69,12 +68,3 @@ def drop_preview(folder: Path) -> None:
 
 def _place(folder: Path) -> Path:
     return folder.parent / PREVIEWS / folder.name
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

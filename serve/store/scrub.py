@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from serve.errors import StoreUnavailable
 from serve.logs import get_logger
-from serve.store.disk import forget_cached, is_shared, locked, translated
+from serve.store.disk import forget_cached, is_shared, locked, replace_file, translated
 from serve.store.integrity import is_intact
 from serve.store.lookup import Revision
 from serve.store.marks import DAMAGED, is_marked
@@ -133,7 +133,5 @@ class Scrub:
     def _write(self, began: float, last: str) -> None:
         self._unsaved = began, last
         with suppress(OSError):  # a full disk: the next process looks at it once more, this one does not
-            new = self._state.with_suffix(".new")
-            new.write_text(json.dumps({"began": began, "last": last}), encoding="utf-8")
-            os.replace(new, self._state)
+            replace_file(self._state, json.dumps({"began": began, "last": last}).encode())
             self._unsaved = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from contextlib import suppress
@@ -18,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from serve.store.disk import sync
+from serve.store.disk import replace_file, sync
 
 Why: TypeAlias = Literal["deleted", "disabled", "erased"]
 """deleted: comes back when somebody asks for just that; disabled: here, but not for use; erased: not to come back."""
@@ -63,16 +62,7 @@ class Tombstones:
         elif old is not None and not person:
             new = replace(new, person=old.person)
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._path(name)
-        part = path.with_name(f"{path.name}.{new.word}")
-        try:
-            part.write_text(json.dumps(asdict(new)) + "\n", encoding="utf-8")
-            sync(part)
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-        sync(self.root)
+        replace_file(self._path(name), json.dumps(asdict(new)).encode() + b"\n")
         return new
 
     def lift(self, name: str) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from serve.database.connection import Database
 from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, NotOwner, StoreUnavailable
-from serve.store.disk import locked, sync, translated
+from serve.store.disk import locked, replace_file, translated
 from serve.store.revisions import Store
 from serve.store.tombstones import Why
 from serve.training.archives.tweets import as_handle
@@ -148,10 +148,7 @@ class PersonEraser:
     def save(self, erasure: Erasure) -> None:
         with translated("keep the receipt of an erasure"):
             self._receipts.mkdir(mode=0o700, parents=True, exist_ok=True)
-            part = self._path(erasure.id).with_suffix(".part")
-            part.write_text(json.dumps(asdict(erasure)), encoding="utf-8")
-            sync(part)
-            part.replace(self._path(erasure.id))
+            replace_file(self._path(erasure.id), json.dumps(asdict(erasure)).encode())
 
     def load(self, erasure_id: str) -> Erasure:
         if not _ID.fullmatch(erasure_id):

@@ -120,13 +120,13 @@ def test_a_full_disk_stops_no_round_and_has_no_model_looked_at_twice(
         return is_intact(path)
 
     monkeypatch.setattr("serve.store.scrub.is_intact", note)
-    (store.models / ".scrub.new").mkdir()  # nothing can be written there
+    (store.models / ".scrub.json").mkdir()  # nothing can be written there
     scrub = scrub_of(store, found, clock)
     assert [scrub.step() > 0 for _ in range(3)] == [False, True, True] and looked == ["m0"]
     flip_bit(store.resolve("test/m3").path / WEIGHTS)
     one_round(scrub, clock)
     assert found == ["test/m3"] and looked == ["m0", "m1", "m2", "m3"]
-    (store.models / ".scrub.new").rmdir()
+    (store.models / ".scrub.json").rmdir()
     clock.now += HOURS * 3600
     scrub.step()
     assert (store.models / ".scrub.json").is_file(), "it was not written when there was room again"

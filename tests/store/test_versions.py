@@ -81,7 +81,7 @@ def test_an_unknown_model_has_no_revisions(store: Store) -> None:
     for model_id in ("huggingtweets/nobody", "huggingtweets/empty", "a/../b"):
         with pytest.raises(ModelNotFound):
             store.list_revisions(model_id)
-    with pytest.raises(InvalidRequest, match="without '@main'"):
+    with pytest.raises(InvalidRequest, match="without '@' and a version"):
         store.list_revisions("fledgling@main")
 
 

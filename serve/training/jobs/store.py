@@ -32,7 +32,7 @@ from serve.database.tables import (
     RunRow,
 )
 from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, RookeryError, disk_error
-from serve.store.disk import make_folder, translated
+from serve.store.disk import make_folder, sync, translated
 from serve.training.archives.tweets import as_handle
 from serve.training.dataset import NAMESPACE
 from serve.training.jobs.rows import (
@@ -531,14 +531,9 @@ def move_durably(source: Path, target: Path) -> None:
                 raise
             shutil.copyfile(source, part)
             source.unlink()
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(part)
         os.replace(part, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(target.parent)
     except OSError as exc:
         part.unlink(missing_ok=True)
         raise disk_error("keep an upload", exc) from exc
