@@ -22,24 +22,22 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Generic, Literal
+from typing import Generic
 
 from serve.errors import (
     Conflict,
     DeadlineExceeded,
-    ModelGated,
-    ModelNotFound,
     ModelTooLarge,
-    ModelUnusable,
     OutOfMemory,
     Overloaded,
     RookeryError,
 )
 from serve.logs import get_logger, ms
+from serve.pool.entry import Entry, State, total_bytes
+from serve.pool.failures import FACTS, Failures
 from serve.pool.loader import (
     Evicted,
     EvictionReason,
@@ -53,70 +51,19 @@ from serve.pool.loader import (
     ResidentModel,
     S,
 )
+from serve.pool.victims import Victims
 from serve.pool.watchdog import LIMIT_S, Hung, ThreadPerCall, Watchdog
 from serve.pool.working_set import WINDOW_S, WorkingSet
 from serve.types import Tier
 
 log = get_logger()
 
-# Facts about a model: asking again soon gives the same answer. All other failures may pass, and are not remembered.
-FACTS = (ModelNotFound, ModelGated, ModelUnusable, ModelTooLarge)
-MAX_REMEMBERED = 4096  # failures; keys come from outside, so their number is not ours
-
-# How much slower a model ages for what its reload would cost. From the Hub costs no more than from disk:
-# it has been on disk since. A GPT-2 small comes from pinned host memory in about 10 ms, from a file in many times that.
-RELOAD_COST: dict[Tier, float] = {"device": 1.0, "host": 1.0, "disk": 4.0, "hub": 4.0}
-
-State = Literal["queued", "preparing", "waiting", "loading", "hung", "resident", "unloading", "gone"]
-
-
-@dataclass(eq=False, slots=True)
-class _Entry(Generic[S]):
-    """One model from the first request to the end of its unload. `leases` counts those that wait for it, too."""
-
-    key: str
-    asked_at: float
-    state: State = "queued"
-    leases: int = 0
-    num_bytes: int = 0  # 0 until prepared
-    tier: Tier = "device"
-    slot: S | None = None
-    used: bool = False  # leased at least once since it became resident
-    pinned: bool = False
-    retired: EvictionReason | None = None  # closed to new leases: the key is free for a new entry
-    failure: RookeryError | None = None
-    waiting_at: float = 0.0  # since when it waits for room
-    loaded_at: float = 0.0
-    touched_at: float = 0.0  # the last start or end of a lease
-    task: asyncio.Task[None] | None = None  # of its load, later of its unload
-    room: asyncio.Future[None] | None = None
-    settled: asyncio.Event = field(default_factory=asyncio.Event)  # resident, or failed
-
-    @property
-    def holds_bytes(self) -> bool:
-        return self.state in ("loading", "hung", "resident", "unloading")
-
-    def describe(self, now: float) -> str:
-        parts = [f"{self.key}: {self.state}"]
-        if self.num_bytes:
-            parts.append(f"{self.num_bytes} bytes from {self.tier}")
-        if self.leases:
-            parts.append(f"{self.leases} {'leases' if self.state == 'resident' else 'waiters'}")
-        elif self.state == "resident":
-            parts.append(f"idle {now - self.touched_at:g} s")
-        parts += ["pinned"] * self.pinned + ([self.retired] if self.retired else [])
-        return ", ".join(parts)
-
 
 class ModelPool(Generic[P, S]):
     """Keeps models in memory within `budget_bytes`, for use from one event loop.
 
-    Room goes to loads in the order in which they were prepared; nobody overtakes. Victims are idle and
-    unpinned, the longest idle first, where idle time counts less the more a reload costs (`RELOAD_COST`).
-    A model that was loaded but not yet leased is spared for `min_residency_s`, unless the first in line
-    could never fit beside it, or has waited for `patience_s`. Leases of resident models go first; but when
-    the first in line has waited for `patience_s` in all, the least recently leased are closed to new leases
-    and go with their last.
+    Room goes to loads in the order in which they were prepared; nobody overtakes. Who goes for them is the rule of
+    `Victims`. Leases of resident models go first, until the first in line has waited for `patience_s` in all.
 
     A load for which the system has no memory is tried once more when all that is idle has gone. A call of the
     loader's that takes longer than `limit_s` is let go of: its waiters are told, its turn is another's.
@@ -147,8 +94,7 @@ class ModelPool(Generic[P, S]):
         self.pin_budget_bytes = budget_bytes // 2 if pin_budget_bytes is None else pin_budget_bytes
         self._loader = loader
         self._max_parallel_loads = max_parallel_loads
-        self._min_residency_s = min_residency_s
-        self._patience_s = patience_s
+        self._victims = Victims(min_residency_s, patience_s)
         self._negative_ttl_s = negative_ttl_s
         self._max_waiting = max_waiting
         self._clock = clock
@@ -158,10 +104,10 @@ class ModelPool(Generic[P, S]):
         self._load_turns = asyncio.Semaphore(max_parallel_loads)
         self._threads = executor or ThreadPerCall()
         self._watchdog = Watchdog(self._threads, limit_s)
-        self._entries: dict[str, _Entry[S]] = {}  # those a new lease can join
-        self._alive: dict[_Entry[S], None] = {}  # all of them, retired ones too, oldest first
-        self._queue: deque[_Entry[S]] = deque()  # waiting for room
-        self._failures: dict[str, tuple[float, RookeryError]] = {}  # key -> (expires at, reason), oldest first
+        self._entries: dict[str, Entry[S]] = {}  # those a new lease can join
+        self._alive: dict[Entry[S], None] = {}  # all of them, retired ones too, oldest first
+        self._queue: deque[Entry[S]] = deque()  # waiting for room
+        self._failures = Failures(clock)
         self._timer: asyncio.TimerHandle | None = None
         self._working_set = WorkingSet(working_set_s, clock)
         self._num_waiting = 0
@@ -174,11 +120,11 @@ class ModelPool(Generic[P, S]):
     @property
     def used_bytes(self) -> int:
         """Bytes resident, being loaded and being unloaded; a sum, so that it cannot drift."""
-        return _bytes(entry for entry in self._alive if entry.holds_bytes)
+        return total_bytes(entry for entry in self._alive if entry.holds_bytes)
 
     @property
     def pinned_bytes(self) -> int:
-        return _bytes(entry for entry in self._alive if entry.pinned)
+        return total_bytes(entry for entry in self._alive if entry.pinned)
 
     @property
     def asked_bytes(self) -> int:
@@ -264,8 +210,7 @@ class ModelPool(Generic[P, S]):
 
         Returns when the unleased ones are unloaded. Pins and remembered failures of these keys end.
         """
-        for key in [key for key in self._failures if match(key)]:
-            del self._failures[key]
+        self._failures.forget(match)
         await self._retire_all([entry for entry in self._entries.values() if match(entry.key)], "forgotten")
 
     async def relieve(self) -> None:
@@ -278,7 +223,7 @@ class ModelPool(Generic[P, S]):
 
     def refuse(self, key: str, reason: RookeryError, for_s: float) -> None:
         """New leases of `key` raise `reason` for so long, or until `forget`. It goes when its leases have ended."""
-        self._remember(key, reason, for_s)
+        self._failures.remember(key, reason, for_s)
         if (entry := self._entries.get(key)) is not None:
             self._retire(entry, "refused")
         self._admit()
@@ -295,7 +240,7 @@ class ModelPool(Generic[P, S]):
             await self._drained.wait()
         self._threads.shutdown(wait=False)
 
-    def _take(self, key: str) -> _Entry[S]:
+    def _take(self, key: str) -> Entry[S]:
         """Joins the entry of `key`, or starts one. Raises before anything has changed."""
         if self._closed:
             raise _closing()
@@ -303,7 +248,7 @@ class ModelPool(Generic[P, S]):
         if entry is None or entry.state != "resident":
             self._check_cold(key)
         if entry is None:
-            entry = _Entry(key, self._clock())
+            entry = Entry(key, self._clock())
             self._entries[key] = entry
             self._alive[entry] = None
             entry.task = asyncio.get_running_loop().create_task(self._bring(entry))
@@ -311,16 +256,12 @@ class ModelPool(Generic[P, S]):
         self._note_asked(entry)
         return entry
 
-    def _note_asked(self, entry: _Entry[S]) -> None:
+    def _note_asked(self, entry: Entry[S]) -> None:
         if 0 < entry.num_bytes <= self.budget_bytes:  # it is prepared, and not too large for any pool like this one
             self._working_set.note(entry.key, entry.num_bytes)
 
     def _check_cold(self, key: str) -> None:
-        expires_at, failure = self._failures.get(key, (0.0, None))
-        if failure is not None:
-            if self._clock() < expires_at:
-                raise copy.copy(failure)
-            del self._failures[key]
+        self._failures.check(key)
         self._watchdog.check(key)
         if self._num_waiting >= self._max_waiting:
             num_loads = sum(entry.state != "resident" for entry in self._alive)
@@ -329,7 +270,7 @@ class ModelPool(Generic[P, S]):
                 retry_after_s=max(1.0, math.ceil(num_loads / self._max_parallel_loads) * self._typical_load_s),
             )
 
-    async def _settle(self, entry: _Entry[S], timeout_s: float | None) -> Tier:
+    async def _settle(self, entry: Entry[S], timeout_s: float | None) -> Tier:
         """Waits for the load, which goes on when this wait is cancelled. Raises what made the load fail."""
         self._num_waiting += 1
         try:
@@ -346,7 +287,7 @@ class ModelPool(Generic[P, S]):
             raise copy.copy(entry.failure)  # each waiter its own: a shared one would grow everybody's traceback
         return entry.tier
 
-    def _give_back(self, entry: _Entry[S]) -> None:
+    def _give_back(self, entry: Entry[S]) -> None:
         entry.leases -= 1
         entry.touched_at = self._clock()
         self._note_asked(entry)
@@ -355,7 +296,7 @@ class ModelPool(Generic[P, S]):
 
     # --- One entry's story --------------------------------------------------------------------------------
 
-    async def _bring(self, entry: _Entry[S]) -> None:
+    async def _bring(self, entry: Entry[S]) -> None:
         """Loads one model, as a task of its own. The one broad catch: every waiter must get its answer."""
         try:
             async with self._prepare_turns:
@@ -373,7 +314,7 @@ class ModelPool(Generic[P, S]):
             self._welcome(entry)
         self._admit()
 
-    async def _load(self, entry: _Entry[S], prepared: Prepared[P]) -> S:
+    async def _load(self, entry: Entry[S], prepared: Prepared[P]) -> S:
         def put_away(slot: S | None) -> None:
             self._put_away(entry, slot)
 
@@ -387,7 +328,7 @@ class ModelPool(Generic[P, S]):
             await self.relieve()
         raise AssertionError("the last try returns or raises")
 
-    async def _get_room(self, entry: _Entry[S], prepared: Prepared[P]) -> None:
+    async def _get_room(self, entry: Entry[S], prepared: Prepared[P]) -> None:
         entry.num_bytes, entry.tier = prepared.num_bytes, prepared.tier
         if (misfit := _closing() if self._closed else self._misfit(entry)) is not None:
             raise misfit
@@ -400,7 +341,7 @@ class ModelPool(Generic[P, S]):
         self._admit()
         await entry.room
 
-    def _welcome(self, entry: _Entry[S]) -> None:
+    def _welcome(self, entry: Entry[S]) -> None:
         entry.state = "resident"
         entry.loaded_at = entry.touched_at = self._clock()
         load_s = entry.loaded_at - entry.asked_at
@@ -409,7 +350,7 @@ class ModelPool(Generic[P, S]):
         self._emit(Loaded(entry.key, entry.num_bytes, entry.tier, load_s))
         self._let_go(entry)
 
-    def _fail(self, entry: _Entry[S], error: BaseException) -> None:
+    def _fail(self, entry: Entry[S], error: BaseException) -> None:
         """Tells all who wait; the reason is remembered when it is a fact about the model."""
         if isinstance(error, RookeryError):
             log.info("load_failed", model=entry.key, state=entry.state, code=error.code, reason=error.message)
@@ -419,7 +360,7 @@ class ModelPool(Generic[P, S]):
             error = RookeryError(f"Model {entry.key!r} could not be loaded: {type(error).__name__}.", param="model")
         entry.failure = copy.copy(error)  # without the traceback, which would keep the loader's frames alive
         if isinstance(error, FACTS) and not entry.retired:
-            self._remember(entry.key, entry.failure, self._negative_ttl_s)
+            self._failures.remember(entry.key, entry.failure, self._negative_ttl_s)
         if isinstance(error, Hung) and entry.state == "loading":
             self._close_entry(entry, "hung")
         else:
@@ -427,13 +368,7 @@ class ModelPool(Generic[P, S]):
         entry.settled.set()
         self._emit(LoadFailed(entry.key, error.code))
 
-    def _remember(self, key: str, reason: RookeryError, for_s: float) -> None:
-        self._failures.pop(key, None)
-        self._failures[key] = (self._clock() + for_s, reason)
-        if len(self._failures) > MAX_REMEMBERED:
-            del self._failures[next(iter(self._failures))]
-
-    def _put_away(self, entry: _Entry[S], slot: S | None) -> None:
+    def _put_away(self, entry: Entry[S], slot: S | None) -> None:
         """A load that was let go of has ended after all: what it brought goes, and its bytes are free."""
         if slot is None:
             self._remove(entry)
@@ -443,14 +378,14 @@ class ModelPool(Generic[P, S]):
             self._let_go(entry)
         self._admit()
 
-    def _retire(self, entry: _Entry[S], reason: EvictionReason) -> None:
+    def _retire(self, entry: Entry[S], reason: EvictionReason) -> None:
         """Closes the entry to new leases; it goes with its last one, or now."""
         del self._entries[entry.key]
         entry.retired = reason
         entry.pinned = False
         self._let_go(entry)
 
-    async def _retire_all(self, entries: list[_Entry[S]], reason: EvictionReason) -> None:
+    async def _retire_all(self, entries: list[Entry[S]], reason: EvictionReason) -> None:
         """Returns when those that nobody leases are unloaded."""
         for entry in entries:
             self._retire(entry, reason)
@@ -458,7 +393,7 @@ class ModelPool(Generic[P, S]):
         if unloads := [entry.task for entry in entries if entry.state == "unloading" and entry.task]:
             await asyncio.wait(unloads)
 
-    def _let_go(self, entry: _Entry[S]) -> None:
+    def _let_go(self, entry: Entry[S]) -> None:
         """What becomes of an entry that nobody leases or waits for. Once a thread has begun a load, it goes on.
 
         1. Merely queued for a turn, or for room behind others: dropped. `_admit` looks after the first in line.
@@ -474,12 +409,12 @@ class ModelPool(Generic[P, S]):
             entry.state = "unloading"
             entry.task = asyncio.get_running_loop().create_task(self._unload(entry, entry.retired))
 
-    def _drop(self, entry: _Entry[S]) -> None:
+    def _drop(self, entry: Entry[S]) -> None:
         assert entry.task is not None and not entry.leases
         entry.task.cancel()
         self._remove(entry)
 
-    async def _unload(self, entry: _Entry[S], reason: EvictionReason) -> None:
+    async def _unload(self, entry: Entry[S], reason: EvictionReason) -> None:
         assert entry.slot is not None and not entry.leases
         try:
             await asyncio.get_running_loop().run_in_executor(self._threads, self._loader.unload, entry.slot)
@@ -490,11 +425,11 @@ class ModelPool(Generic[P, S]):
         self._emit(Evicted(entry.key, entry.num_bytes, reason, self._clock() - entry.loaded_at))
         self._admit()
 
-    def _remove(self, entry: _Entry[S]) -> None:
+    def _remove(self, entry: Entry[S]) -> None:
         del self._alive[entry]
         self._close_entry(entry, "gone")
 
-    def _close_entry(self, entry: _Entry[S], state: State) -> None:
+    def _close_entry(self, entry: Entry[S], state: State) -> None:
         entry.state = state
         if self._entries.get(entry.key) is entry:
             del self._entries[entry.key]
@@ -535,7 +470,7 @@ class ModelPool(Generic[P, S]):
             else:
                 self._drop(first)
 
-    def _answer(self, entry: _Entry[S], refusal: RookeryError | None) -> None:
+    def _answer(self, entry: Entry[S], refusal: RookeryError | None) -> None:
         assert entry.room is not None
         if refusal is None:
             entry.state = "loading"
@@ -543,7 +478,7 @@ class ModelPool(Generic[P, S]):
         else:
             entry.room.set_exception(refusal)
 
-    def _misfit(self, entry: _Entry[S]) -> RookeryError | None:
+    def _misfit(self, entry: Entry[S]) -> RookeryError | None:
         if entry.num_bytes > self.budget_bytes:
             return ModelTooLarge(
                 f"Model {entry.key!r} needs {_mib(entry.num_bytes)}; the memory budget is {_mib(self.budget_bytes)}.",
@@ -558,37 +493,11 @@ class ModelPool(Generic[P, S]):
             )
         return None
 
-    def _find_victims(self, first: _Entry[S]) -> list[_Entry[S]] | None:
-        """Whom to retire so that `first` will fit: maybe nobody, if enough are leaving. None: leases must end first.
-
-        Arms the timer when the answer can change with time alone. Retires nobody.
-        """
-        now = self._clock()
-        # Since it came, not since it is first: else each in a line of forty adds its patience to that of all behind it.
-        impatient = now - first.waiting_at >= self._patience_s
-        unpinned = [entry for entry in self._entries.values() if entry.state == "resident" and not entry.pinned]
-        leased = [entry for entry in unpinned if entry.leases]
-        idle = [entry for entry in unpinned if not entry.leases]
-        spared = [e for e in idle if not e.used and now - e.loaded_at < self._min_residency_s]
-        # NOTE: the other models' bytes come free when their leases end, so only the pinned and the spared ones can
-        # stand in the way for ever: then there is nothing to wait for.
-        stuck = first.num_bytes > self.budget_bytes - self.pinned_bytes - _bytes(spared)
-
-        missing = first.num_bytes - (self.budget_bytes - self.used_bytes)
-        missing -= _bytes(entry for entry in self._alive if entry.state == "unloading")
-        candidates = _by_age((e for e in idle if e not in spared), now)
-        if stuck or impatient:
-            candidates += _by_age(spared, now)
-        victims = _cover(missing, candidates)
-        if victims is None and impatient:
-            # Counting those that were closed to new leases before, or each call would close another one.
-            missing -= _bytes(e for e in self._alive if e.state == "resident" and e.retired)
-            victims = _cover(missing, candidates + sorted(leased, key=lambda e: e.touched_at))
-        if victims is None:
-            moments = [entry.loaded_at + self._min_residency_s for entry in spared]
-            moments.append(first.waiting_at + self._patience_s)
-            if delays := [moment - now for moment in moments if moment > now]:
-                self._timer = asyncio.get_running_loop().call_later(min(delays), self._admit)
+    def _find_victims(self, first: Entry[S]) -> list[Entry[S]] | None:
+        """As `Victims.find`; arms the timer when the answer can change with time alone."""
+        victims, changes_in_s = self._victims.find(first, self._alive, self.budget_bytes, self._clock())
+        if changes_in_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(changes_in_s, self._admit)
         return victims
 
     # --- The outside --------------------------------------------------------------------------------------
@@ -604,31 +513,6 @@ class ModelPool(Generic[P, S]):
                 self._on_event(event)
             except Exception:  # an observer must not hurt what it observes
                 log.exception("pool_observer_failed", kind=type(event).__name__)
-
-
-def _by_age(entries: Iterable[_Entry[S]], now: float) -> list[_Entry[S]]:
-    return sorted(entries, key=lambda e: (now - e.touched_at) / RELOAD_COST[e.tier], reverse=True)
-
-
-def _cover(missing: int, candidates: list[_Entry[S]]) -> list[_Entry[S]] | None:
-    """The first candidates that have `missing` bytes together, less those not needed after all; None if too few."""
-    chosen: list[_Entry[S]] = []
-    for entry in candidates:
-        if missing <= 0:
-            break
-        chosen.append(entry)
-        missing -= entry.num_bytes
-    if missing > 0:
-        return None
-    for entry in reversed(chosen.copy()):
-        if missing + entry.num_bytes <= 0:
-            chosen.remove(entry)
-            missing += entry.num_bytes
-    return chosen
-
-
-def _bytes(entries: Iterable[_Entry[S]]) -> int:
-    return sum(entry.num_bytes for entry in entries)
 
 
 def _mib(num_bytes: int) -> str:

@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from huggingface_hub import close_session, constants
 
 from serve.errors import (
     DiskFull,
-    Erased,
     HubUnreachable,
     ModelGated,
     ModelNotFound,
@@ -29,37 +27,14 @@ from serve.hub import fetch
 from serve.hub.breaker import Breakers
 from serve.hub.fetch import Hub
 from serve.hub.session import Session
-from serve.store.revisions import Revision, Store
-from serve.types import ALL_SEEING, EVERYBODY, PullProgress, Viewer, Visibility
+from serve.store.revisions import Store
+from serve.types import PullProgress
 from tests.fakes.hub import FakeHub, Fault
 from tests.fakes.models import write_tiny_gpt2
 from tests.faults.payloads import Call
 from tests.store.test_convert import logits, write_old_checkpoint
 
 ADA = "huggingtweets/ada"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "data", embedded={})
-
-
-@pytest.fixture
-def hub(server: FakeHub, store: Store) -> Hub:
-    return Hub(store, endpoint=server.endpoint, token="hf_secret", deadline_s=5)
-
-
-@pytest.fixture
-def nothing_left(tmp_path: Path) -> Callable[[], None]:
-    """Whatever failed, nobody sees any of it, and nothing is held or half done."""
-
-    def check() -> None:
-        models = tmp_path / "data/models"
-        assert [path.name for path in models.iterdir() if not path.name.startswith(".")] == []
-        assert os.listdir(models / ".staging") == []
-        assert {path.name for path in (models / ".fetching").iterdir()} <= {"unusable.json", "unusable.lock"}
-
-    return check
 
 
 def test_model_is_fetched_under_its_commit_and_then_found_without_the_hub(
@@ -358,228 +333,6 @@ def test_hub_that_is_switched_off_is_not_asked(server: FakeHub, store: Store, tm
         with pytest.raises(ModelNotFound):
             ask(ADA)
     assert server.requests == []
-
-
-# --- Whose it is ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("info", [{"private": True}, {"gated": "manual"}, {"gated": "auto"}], ids=str)
-def test_private_and_gated_models_are_private_here_and_nobody_else_has_them_fetched(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, info: dict[str, Any]
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "repo"), **info)
-    with pytest.raises(ModelNotFound) as hidden:
-        hub.locate(ADA, viewer=EVERYBODY)
-    assert server.num_requests() == 1 and "/api/models/" in server.requests[0].path
-    with pytest.raises(ModelNotFound):
-        hub.fetch(ADA, viewer=EVERYBODY)
-
-    assert hub.locate(ADA).is_private and store.get_model(ADA).is_private
-    num_requests = server.num_requests()
-    with pytest.raises(ModelNotFound) as denied:
-        hub.locate(ADA, viewer=EVERYBODY)
-    assert denied.value.message == hidden.value.message
-    assert server.num_requests() == num_requests + 1, "it is to be like a model that is nowhere, in time as well"
-
-
-def test_model_that_has_become_private_on_the_hub_becomes_so_here_and_not_the_reverse(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    repo = write_tiny_gpt2(tmp_path / "repo")
-    for is_private, expected in ((False, False), (True, True), (False, True)):
-        server.add(ADA, repo, private=is_private)
-        assert hub.fetch(ADA).is_private == expected == store.get_model(ADA).is_private
-
-
-def test_what_others_have_learnt_of_a_private_model_is_not_told_to_strangers(
-    server: FakeHub, hub: Hub, tmp_path: Path
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "repo"), private=True)
-    (tmp_path / "repo/config.json").write_text('{"model_type": "llama"}')
-    sha = server.add(ADA, tmp_path / "repo", private=True)
-    with pytest.raises(ModelUnusable):
-        hub.locate(ADA)
-    for name in (ADA, f"{ADA}@{sha}"):
-        with pytest.raises(ModelNotFound):
-            hub.locate(name, viewer=EVERYBODY)
-    assert server.add(ADA, tmp_path / "repo") == sha  # public from now on
-    num_files = server.num_requests("/config.json")
-    with pytest.raises(ModelUnusable, match="llama"):
-        hub.locate(ADA, viewer=EVERYBODY)
-    assert server.num_requests("/config.json") == num_files, "a public model's verdict holds for all"
-
-
-def test_private_model_that_is_here_is_in_an_outage_like_one_that_is_nowhere(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "repo"))
-    hub.locate(ADA)
-    store.publish("x/trained", write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE)
-    server.close_door()
-    for name in ("x/trained", "x/nobody"):
-        with pytest.raises(HubUnreachable):
-            hub.locate(name, viewer=EVERYBODY)
-    assert hub.locate("x/trained").is_private
-
-
-def test_a_job_learns_no_more_of_others_models_than_that_they_are_nowhere(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    names = ("x/private", "x/disabled", "x/deleted", "x/nobody")
-    for name in names[:3]:
-        store.publish(name, write_tiny_gpt2(store.stage()), visibility=Visibility.PRIVATE, viewer=Viewer("ada"))
-    store.disable("x/disabled")
-    store.delete_model("x/deleted")
-    words = set()
-    for name in names:
-        with pytest.raises(ModelNotFound) as denied:
-            hub.locate(name, viewer=Viewer("bob"))
-        words.add(denied.value.message.replace(name, "?"))
-    assert len(words) == 1
-
-    server.add("x/deleted", write_tiny_gpt2(tmp_path / "repo"))  # the Hub's own of that name does not come by itself
-    with pytest.raises(ModelNotFound):
-        hub.locate("x/deleted", viewer=Viewer("bob"))
-    server.close_door()
-    for name in ("x/disabled", "x/deleted"):
-        with pytest.raises(HubUnreachable):
-            hub.locate(name, viewer=Viewer("bob"))
-
-
-# --- What is here by another way ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("visibility", [Visibility.PUBLIC, Visibility.PRIVATE])
-def test_model_that_was_trained_here_gets_nothing_from_the_hub_unasked(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, visibility: Visibility
-) -> None:
-    mine = store.publish("huggingtweets/Ada", write_tiny_gpt2(store.stage(), seed=1), visibility=visibility)
-    sha = server.add(ADA, write_tiny_gpt2(tmp_path / "repo", seed=2), tag="v1")
-    for name in (f"{ADA}@{sha}", f"{ADA}@v1", f"huggingtweets/Ada@{sha}"):
-        for viewer in (ALL_SEEING, EVERYBODY):
-            with pytest.raises(ModelNotFound):
-                hub.locate(name, viewer=viewer)
-    assert not any("/resolve/" in seen.path for seen in server.requests)
-    assert hub.locate(ADA) == mine
-
-    hub.pull(ADA)  # by hand it may be
-    assert os.listdir(tmp_path / "data/models/huggingtweets") == ["Ada"]
-    assert hub.locate(f"{ADA}@{sha}").model_id == "huggingtweets/Ada"
-    assert hub.locate(ADA).visibility is visibility
-    assert hub.locate(f"{ADA}@{mine.revision}").path == mine.path
-
-
-def test_new_revision_goes_where_the_model_is_in_whatever_spelling(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    old = server.add("huggingtweets/Ada", write_tiny_gpt2(tmp_path / "old", seed=1))
-    assert hub.locate(ADA).model_id == "huggingtweets/Ada"
-    del server.repos["huggingtweets/Ada"]
-    new = server.add(ADA, write_tiny_gpt2(tmp_path / "new", seed=2))
-    assert hub.locate(f"{ADA}@{new}").model_id == "huggingtweets/Ada"
-    assert {one.revision for one in store.list_revisions(ADA)} == {old, new}
-
-
-@pytest.mark.parametrize("begins", ["with the model", "without the model"])
-def test_model_that_is_deleted_while_it_is_fetched_stays_so(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, begins: str
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "old", seed=1))
-    if begins == "with the model":
-        hub.locate(ADA)
-        store.set_visibility(ADA, Visibility.PRIVATE)
-    server.add(ADA, write_tiny_gpt2(tmp_path / "new", seed=2))
-
-    def delete(progress: PullProgress) -> None:
-        if progress.phase == "downloading" and progress.file == "model.safetensors" and not deleted:
-            if begins == "without the model":  # it came by another way
-                store.publish(ADA, write_tiny_gpt2(store.stage(), seed=3))
-            deleted.append(store.delete_model("HuggingTweets/ada"))
-
-    deleted: list[str] = []
-    with pytest.raises(ModelNotFound, match="deleted meanwhile"):
-        hub.pull(ADA, delete)
-    with pytest.raises(ModelNotFound):
-        store.resolve(ADA)
-    assert store.list_models(limit=9).items == () and os.listdir(tmp_path / "data/models/.staging") == []
-    assert hub.pull(ADA).model_id == ADA, "the next one is another wish"
-
-
-@pytest.mark.parametrize("wanted", [ADA, "me/x"])
-@pytest.mark.parametrize("ends", ["whole", "broken off"])
-def test_who_is_erased_while_a_model_of_theirs_is_fetched_does_not_come_back(
-    server: FakeHub, store: Store, tmp_path: Path, wanted: str, ends: str, nothing_left: Callable[[], None]
-) -> None:
-    hub = Hub(store, endpoint=server.endpoint, deadline_s=5)
-    server.add("me/x", write_tiny_gpt2(tmp_path / "repo"))
-    server.move("me/x", ADA)
-
-    def erase(progress: PullProgress) -> None:
-        if progress.phase == "downloading" and progress.file == "model.safetensors":
-            store.burials.bury("@ada", "erased")
-            if ends == "broken off":
-                hub.close()
-
-    with pytest.raises(Erased):
-        hub.fetch(wanted, on_progress=erase)
-    nothing_left()
-    assert store.list_models(limit=9).items == ()
-    num_files = sum("/resolve/" in seen.path for seen in server.requests)
-    again = Hub(store, endpoint=server.endpoint)
-    with pytest.raises(Erased):
-        again.pull(wanted)
-    for viewer in (ALL_SEEING, EVERYBODY):
-        with pytest.raises(ModelNotFound):
-            again.locate(wanted, viewer=viewer)
-    assert sum("/resolve/" in seen.path for seen in server.requests) == num_files
-
-
-def test_what_a_fetch_left_of_a_model_that_never_came_is_forgotten(
-    server: FakeHub, hub: Hub, tmp_path: Path, nothing_left: Callable[[], None]
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "repo"))
-
-    def close(progress: PullProgress) -> None:
-        if progress.file == "model.safetensors":
-            hub.close()
-
-    with pytest.raises(StoreUnavailable):
-        hub.fetch(ADA, on_progress=close)
-    with pytest.raises(AssertionError):
-        nothing_left()
-    hub.forget(ADA.upper())
-    nothing_left()
-
-
-def test_model_that_is_published_here_while_it_is_fetched_is_the_one_that_stays(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path
-) -> None:
-    server.add(ADA, write_tiny_gpt2(tmp_path / "repo", seed=1))
-    mine: list[str] = []
-
-    def publish(progress: PullProgress) -> None:
-        if progress.phase == "converting":
-            mine.append(store.publish("huggingtweets/Ada", write_tiny_gpt2(store.stage(), seed=2)).revision)
-
-    with pytest.raises(StoreUnavailable, match="just been published"):
-        hub.fetch(ADA, on_progress=publish)
-    assert [hub.locate(ADA).revision] == mine
-
-
-def test_model_that_makes_room_while_its_alias_is_moved_is_fetched_again(
-    server: FakeHub, hub: Hub, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sha = server.add(ADA, write_tiny_gpt2(tmp_path / "repo"))
-    hub.locate(f"{ADA}@{sha}")
-    set_alias = store.set_alias
-
-    def too_late(found: Revision, alias: str) -> None:
-        store.drop_revision(found.model_id, found.revision)
-        set_alias(found, alias)
-
-    monkeypatch.setattr(store, "set_alias", too_late)
-    assert hub.locate(ADA).revision == sha
-    assert store.resolve(ADA).path.is_dir()
 
 
 # --- By hand -------------------------------------------------------------------------------------------------

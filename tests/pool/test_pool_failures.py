@@ -16,8 +16,8 @@ from serve.errors import (
     RookeryError,
     StoreUnavailable,
 )
+from serve.pool.failures import MAX_REMEMBERED
 from serve.pool.loader import LoadFailed
-from serve.pool.pool import MAX_REMEMBERED
 from tests.fakes.logs import captured_lines
 from tests.pool.harness import MakeWorld
 

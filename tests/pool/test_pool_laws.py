@@ -127,8 +127,9 @@ class PoolLaws(RuleBasedStateMachine):
 
     def remember(self, key: str) -> None:
         # A load that was forgotten while under way is not remembered: ask the pool, which is checked by `lease`.
-        if key in self.world.pool._failures:
-            self.facts[key] = self.world.pool._failures[key][0]
+        failures = self.world.pool._failures._by_key
+        if key in failures:
+            self.facts[key] = failures[key][0]
 
     @rule(seconds=st.sampled_from([0.5, 3.0, 6.0, 25.0]))
     def advance(self, seconds: float) -> None:
