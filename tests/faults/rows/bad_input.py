@@ -5,20 +5,29 @@ Each row is a share of what `python -m tests.faults.fuzz` sends. B13, of keys, h
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.faults.fuzz.__main__ import FAULTS, fuzz_live, is_clean, service_to_fuzz
 from tests.faults.row import Measured, row
 
-CASES = {"B1": 20_000, "B2": 16_000, "B3": 8_000, "B4": 12_000, "B5": 12_000, "B6": 8_000, "B11": 6_000, "B14": 12_000}
-EXPECTED = "4xx of ≤ 4 KB in ≤ 100 ms; 0 5xx, 0 hangs, 0 echoes"
+FAMILIES = (  # id, cases at the full share, of what, minutes
+    ("B1", 20_000, "requests with ids that no model has, in paths, queries, bodies, forms and headers", 4),
+    ("B2", 16_000, "bodies that are no JSON, or say strange things: depth, NaN, surrogates, numbers", 4),
+    ("B3", 8_000, "requests of too many or too long headers, addresses, parts, fields, announced bodies", 3),
+    ("B4", 12_000, "bodies of another type, charset, coding or boundary; Expect, Accept, method overrides", 3),
+    ("B5", 12_000, "texts with one parameter out of its range or of another type", 3),
+    ("B6", 8_000, "prompts: empty, too long, too many, ids out of the vocabulary, surrogates, marks", 3),
+    ("B11", 6_000, "uploads whose names would break out of a page, a header or a card", 3),
+    ("B14", 12_000, "broken or abused requests: framing, lines, ranges, pipelines, cut off, byte by byte", 4),
+)
 
 
-def _fuzzed(family: str, folder: Path, share: float, *, with_loris: bool = False) -> Measured:
-    num_cases = max(50, round(CASES[family] * share))
+def _fuzzed(family: str, full: int, folder: Path, share: float) -> Measured:
+    num_cases = max(50, round(full * share))
     with service_to_fuzz(folder) as service:
-        figures = fuzz_live(service, num_cases, seed=1, kept=folder, families=(family,), with_loris=with_loris)
+        figures = fuzz_live(service, num_cases, seed=1, kept=folder, families=(family,), with_loris=family == "B14")
     return Measured(_told(figures), is_clean(figures), figures)
 
 
@@ -32,71 +41,10 @@ def _told(figures: dict[str, Any]) -> str:
     )
 
 
-@row(
-    "B1",
-    did="20,000 requests with ids that no model has, in paths, queries, bodies, forms and headers",
-    expected=EXPECTED,
-    minutes=4,
-)
-def impossible_ids(folder: Path, share: float) -> Measured:
-    return _fuzzed("B1", folder, share)
-
-
-@row(
-    "B2",
-    did="16,000 bodies that are no JSON, or say strange things: depth, NaN, surrogates, numbers",
-    expected=EXPECTED,
-    minutes=4,
-)
-def bad_json(folder: Path, share: float) -> Measured:
-    return _fuzzed("B2", folder, share)
-
-
-@row(
-    "B3",
-    did="8,000 requests of too many or too long headers, addresses, parts, fields, announced bodies",
-    expected=EXPECTED,
-    minutes=3,
-)
-def sizes(folder: Path, share: float) -> Measured:
-    return _fuzzed("B3", folder, share)
-
-
-@row(
-    "B4",
-    did="12,000 bodies of another type, charset, coding or boundary; Expect, Accept, method overrides",
-    expected=EXPECTED,
-    minutes=3,
-)
-def content_types(folder: Path, share: float) -> Measured:
-    return _fuzzed("B4", folder, share)
-
-
-@row("B5", did="12,000 texts with one parameter out of its range or of another type", expected=EXPECTED, minutes=3)
-def sampling_parameters(folder: Path, share: float) -> Measured:
-    return _fuzzed("B5", folder, share)
-
-
-@row(
-    "B6",
-    did="8,000 prompts: empty, too long, too many, ids out of the vocabulary, surrogates, marks",
-    expected=EXPECTED,
-    minutes=3,
-)
-def prompts(folder: Path, share: float) -> Measured:
-    return _fuzzed("B6", folder, share)
-
-
-@row("B11", did="6,000 uploads whose names would break out of a page, a header or a card", expected=EXPECTED, minutes=3)
-def names(folder: Path, share: float) -> Measured:
-    return _fuzzed("B11", folder, share)
-
-
-@row(
-    "B14",
-    did="12,000 broken or abused requests: framing, lines, ranges, pipelines, cut off, byte by byte",
-    expected=EXPECTED,
-    minutes=4,
-)
-def http_level(folder: Path, share: float) -> Measured:
-    return _fuzzed("B14", folder, share, with_loris=True)
+for _family, _cases, _what, _minutes in FAMILIES:
+    row(
+        _family,
+        did=f"{_cases:,} {_what}",
+        expected="4xx of ≤ 4 KB in ≤ 100 ms; 0 5xx, 0 hangs, 0 echoes",
+        minutes=_minutes,
+    )(partial(_fuzzed, _family, _cases))
