@@ -3,7 +3,7 @@ PYTHON ?= $(shell for found in python3.11 python3.12 python3; do command -v $$fo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test check bench-engine bench-thrash bench-gpu bench-peers bench-train quality chaos-jobs faults chaos soak fuzz hub-check docs-check page-check metrics-check k8s-check image-check pins audit clean
+.PHONY: install demo test test-slow check bench-engine bench-thrash bench-gpu bench-peers bench-train quality chaos-jobs faults chaos soak fuzz hub-check docs-check page-check metrics-check k8s-check image-check pins audit clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ demo: $(INSTALLED)
 WORKERS ?= 2
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadscope
+
+# What takes longer, too: some hours.
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -30,7 +30,6 @@ JSON = {"content-type": "application/json"}
 # --- Bad bodies -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("route", JSON_ROUTES)
 @pytest.mark.parametrize(
     "body",
     [
@@ -49,12 +48,11 @@ JSON = {"content-type": "application/json"}
         b'{"model": "m", "seed": ' + b"9" * 10_000 + b', "inputs": 1}',
     ],
 )
-async def test_b2_a_body_that_is_not_good_json_is_a_short_4xx(
-    client: httpx.AsyncClient, route: str, body: bytes
-) -> None:
-    answer = await client.post(route, content=body, headers=JSON)
-    assert answer.status_code in (400, 422), answer.text
-    assert len(answer.content) < 4096 and "error" in answer.json()
+async def test_b2_a_body_that_is_not_good_json_is_a_short_4xx(client: httpx.AsyncClient, body: bytes) -> None:
+    for route in JSON_ROUTES:
+        answer = await client.post(route, content=body, headers=JSON)
+        assert answer.status_code in (400, 422), (route, answer.text)
+        assert len(answer.content) < 4096 and "error" in answer.json(), route
 
 
 @pytest.mark.parametrize("route", JSON_ROUTES)
@@ -67,7 +65,6 @@ async def test_b3_a_body_over_a_megabyte_is_413(client: httpx.AsyncClient, route
     assert (await client.post(route, content=unannounced(), headers=JSON)).status_code == 413
 
 
-@pytest.mark.parametrize("route", JSON_ROUTES)
 @pytest.mark.parametrize(
     "headers",
     [
@@ -78,8 +75,9 @@ async def test_b3_a_body_over_a_megabyte_is_413(client: httpx.AsyncClient, route
         {"content-type": "application/json", "content-encoding": "gzip"},
     ],
 )
-async def test_b4_another_content_type_is_415(client: httpx.AsyncClient, route: str, headers: dict[str, str]) -> None:
-    assert (await client.post(route, content=b"{}", headers=headers)).status_code == 415
+async def test_b4_another_content_type_is_415(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    for route in JSON_ROUTES:
+        assert (await client.post(route, content=b"{}", headers=headers)).status_code == 415, route
 
 
 @pytest.mark.parametrize(

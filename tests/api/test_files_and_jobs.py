@@ -223,9 +223,8 @@ async def test_a_cyborg_learns_from_several_files(client: httpx.AsyncClient, ai:
     assert job["training_files"] == [{"file_id": ids[0], "handle": "ada"}, {"file_id": ids[1], "handle": None}]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "param"),
-    [
+async def test_a_wrong_field_of_a_job_is_named(client: httpx.AsyncClient, ai: AsyncOpenAI) -> None:
+    rows: list[tuple[dict[str, Any], str | None]] = [
         ({"training_file": None}, "training_file"),
         ({"training_file": "file-99"}, None),
         ({"training_files": []}, "training_files"),
@@ -255,15 +254,12 @@ async def test_a_cyborg_learns_from_several_files(client: httpx.AsyncClient, ai:
             "method.supervised.hyperparameters.batch_size",
         ),
         ({"handle": "a\nb"}, "handle"),
-    ],
-)
-async def test_a_wrong_field_of_a_job_is_named(
-    client: httpx.AsyncClient, ai: AsyncOpenAI, wrong: dict[str, Any], param: str | None
-) -> None:
-    body = {"model": "gpt2", "training_file": await upload(ai), **wrong}
-    answer = await client.post("/v1/fine_tuning/jobs", json=body)
-    assert answer.status_code in (400, 404) and answer.json()["error"]["param"] == param
-    assert "secret-key" not in answer.text
+    ]
+    file_id = await upload(ai)
+    for wrong, param in rows:
+        answer = await client.post("/v1/fine_tuning/jobs", json={"model": "gpt2", "training_file": file_id, **wrong})
+        assert answer.status_code in (400, 404) and answer.json()["error"]["param"] == param, wrong
+        assert "secret-key" not in answer.text
 
 
 async def test_one_call_makes_files_and_a_job(client: httpx.AsyncClient, world: World) -> None:
@@ -279,9 +275,8 @@ async def test_one_call_makes_files_and_a_job(client: httpx.AsyncClient, world: 
     assert {record.purpose for record in world.files.records.values()} == {"bot"}  # they go with their job
 
 
-@pytest.mark.parametrize(
-    ("files", "data"),
-    [
+async def test_a_refused_bot_leaves_no_file_behind(client: httpx.AsyncClient, world: World) -> None:
+    rows: list[tuple[list[Any], dict[str, Any]]] = [
         ([], {"handle": ["ada"]}),
         ([("archive", ("a.zip", b"a"))], {"handle": ["short"]}),
         ([("archive", ("a.zip", b"a"))], {"handle": ["a", "b"]}),
@@ -297,14 +292,11 @@ async def test_one_call_makes_files_and_a_job(client: httpx.AsyncClient, world: 
         ([("archive", ("a.zip", b"a")), ("validation", ("v", b"v")), ("validation", ("w", b"w"))], {}),
         ([("archive", ("a.zip", b"a"))], {"base_model": "../x"}),
         ([("archive", ("a.zip", b"a")), ("archive", ("b.zip", b""))], {}),
-    ],
-)
-async def test_a_refused_bot_leaves_no_file_behind(
-    client: httpx.AsyncClient, world: World, files: list[Any], data: dict[str, Any]
-) -> None:
-    answer = await client.post("/v1/bots", files=files or [("other", ("a", b"x"))], data=data)
-    assert answer.status_code in (400, 404) and len(answer.content) < 4096
-    assert not world.files.records and not world.jobs.jobs and not list(world.upload_dir.iterdir())
+    ]
+    for files, data in rows:
+        answer = await client.post("/v1/bots", files=files or [("other", ("a", b"x"))], data=data)
+        assert answer.status_code in (400, 404) and len(answer.content) < 4096, data
+        assert not world.files.records and not world.jobs.jobs and not list(world.upload_dir.iterdir()), data
 
 
 def test_an_upload_and_a_job_work_over_a_real_socket(server: Server) -> None:

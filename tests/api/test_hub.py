@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-import pytest
 import yaml  # type: ignore[import-untyped]
 
 from tests.api.hub_world import MODEL, STRANGER, WITH_KEY, Hub
@@ -179,11 +178,11 @@ def test_the_newest_come_first_on_every_page(hub: Hub) -> None:
     assert found == newest
 
 
-@pytest.mark.parametrize(
-    "query",
-    ["limit=x", "limit=-1", "sort=nonsense", "expand=nonsense", "sort=createdAt&direction=1", "num_parameters=min:1"]
-    + [f"filter={','.join(f't{i}' for i in range(17))}", "sort=createdAt&cursor=x", "sort=createdAt&cursor=1.%00"],
-)
-def test_a_question_that_cannot_be_answered_says_so(hub: Hub, query: str) -> None:
-    answer = hub.get(f"/api/models?{query}")
-    assert answer.status_code == 400 and answer.json()["error"]
+def test_a_question_that_cannot_be_answered_says_so(hub: Hub) -> None:
+    for query in (
+        *("limit=x", "limit=-1", "sort=nonsense", "expand=nonsense", "sort=createdAt&direction=1"),
+        *("num_parameters=min:1", f"filter={','.join(f't{i}' for i in range(17))}"),
+        *("sort=createdAt&cursor=x", "sort=createdAt&cursor=1.%00"),
+    ):
+        answer = hub.get(f"/api/models?{query}")
+        assert answer.status_code == 400 and answer.json()["error"], query

@@ -30,14 +30,21 @@ def always(status: int, body: str) -> type[BaseHTTPRequestHandler]:
     return Answer
 
 
+BODIES = (
+    *("null", "[]", "{}", '"yes"', '{"status": "ok"}', '{"object": "list", "data": [{"id": "a/b"}]}'),
+    *('{"data": [1], "has_more": false}', '{"data": {}, "has_more": false}', "not JSON"),
+)
+VERBS = ("ls", "versions a/b", "jobs ls", "jobs show j", "generate a/b hi", "status")
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("verb", "body"),
     [
-        *("null", "[]", "{}", '"yes"', '{"status": "ok"}', '{"object": "list", "data": [{"id": "a/b"}]}'),
-        *('{"data": [1], "has_more": false}', '{"data": {}, "has_more": false}', "not JSON"),
+        pytest.param(verb, body, marks=[pytest.mark.slow] if (v + b) % 3 else [])
+        for v, verb in enumerate(VERBS)
+        for b, body in enumerate(BODIES)
     ],
 )
-@pytest.mark.parametrize("verb", ["ls", "versions a/b", "jobs ls", "jobs show j", "generate a/b hi", "status"])
 def test_json_of_another_program_is_told_from_ours(rookery: Rookery, verb: str, body: str) -> None:
     with another_program(always(200, body)) as url:
         done = rookery(*verb.split(), "--url", url)

@@ -199,8 +199,9 @@ def test_a_model_is_loaded_before_the_run_only_where_the_plan_is_about_memory(
     assert asked == [is_needed]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("slo", [[], ["--slo", "p50=0.001ms", "--probe-s", "0.2"]])
+@pytest.mark.parametrize(
+    ("kind", "slo"), [(signal.SIGINT, []), (signal.SIGTERM, ["--slo", "p50=0.001ms", "--probe-s", "0.2"])]
+)
 def test_a_run_that_is_stopped_says_so_and_tells_what_there_was(
     url: str, plan: str, tmp_path: Path, kind: signal.Signals, slo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -252,6 +252,15 @@ def hide(folder: Path, name: str, where: str) -> tuple[Path, Path]:
     return folder, harm
 
 
+def baits(*places: str) -> list[Any]:
+    """Every payload in one place and every place with some; all in all of them where there is time."""
+    return [
+        pytest.param(name, where, marks=[pytest.mark.slow] if (n + w) % len(places) else [])
+        for n, name in enumerate(PAYLOADS)
+        for w, where in enumerate(places)
+    ]
+
+
 def test_every_bait_works_where_nothing_stops_it(tmp_path: Path) -> None:
     files = {name: tmp_path / f"{number}.bin" for number, name in enumerate(PAYLOADS)}
     for name, payload in payloads(tmp_path / "harm").items():
@@ -271,8 +280,9 @@ for file in sys.argv[2:]:
     assert dict(zip(files, worked, strict=True)) == dict.fromkeys(files, "True"), done.stderr[-1000:]
 
 
-@pytest.mark.parametrize("where", ["zip", "legacy", "a shard", "model.safetensors", "a safetensors shard"])
-@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize(
+    ("name", "where"), baits("zip", "legacy", "a shard", "model.safetensors", "a safetensors shard")
+)
 def test_pickle_that_does_something_is_not_run(tmp_path: Path, converter: Forks, name: str, where: str) -> None:
     folder, harm = hide(tmp_path / "model", name, where)
     staged = tmp_path / "staged"
@@ -283,8 +293,7 @@ def test_pickle_that_does_something_is_not_run(tmp_path: Path, converter: Forks,
     assert not harm.exists() and not (staged / "model.safetensors").exists() or where == "model.safetensors"
 
 
-@pytest.mark.parametrize("where", ["zip", "legacy", "a shard"])
-@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize(("name", "where"), baits("zip", "legacy", "a shard"))
 def test_pickle_that_is_run_does_no_harm(tmp_path: Path, trusting_converter: Forks, name: str, where: str) -> None:
     """With the first wall taken away, in a process that has all modules at hand."""
     folder, harm = hide(tmp_path / "model", name, where)
@@ -370,7 +379,7 @@ LIES: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["zip", "legacy"])
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_checkpoint_that_lies_is_refused_within_seconds(

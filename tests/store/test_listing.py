@@ -22,7 +22,7 @@ from tests.store.disk_world import Disk, Wanted, list_all, list_by_pages, list_i
 
 
 @pytest.mark.usefixtures("by_index_alone")
-@pytest.mark.parametrize("few", [0, 3, 1000])
+@pytest.mark.parametrize("few", [0, pytest.param(3, marks=pytest.mark.slow), 1000])
 def test_search_finds_what_contains_the_query_in_any_case(
     disk: Disk, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
