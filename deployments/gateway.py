@@ -78,6 +78,9 @@ class HandleGenerator:
             try:
                 async with aclosing(listen(response, self._silence_s, assignment.when_sent)) as answers:
                     async for packed in answers:
+                        if isinstance(packed, RookeryError):
+                            is_over = True
+                            raise _ending(packed, transcript)
                         if packed:
                             yield transcript.add(unpack(packed))
                 is_over = True

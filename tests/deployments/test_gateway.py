@@ -104,6 +104,8 @@ class Response:
                 await asyncio.Event().wait()
             elif step == ENDS:
                 yield pack([Delta(0, "", finish_reason="length")])
+            elif isinstance(step, RookeryError):
+                yield step
             elif isinstance(step, Exception):
                 raise step
             else:
@@ -174,7 +176,7 @@ async def test_a_replica_that_is_lost_after_its_last_word_is_not_missed() -> Non
 
 
 async def test_a_text_whose_revision_is_gone_is_to_be_asked_for_again() -> None:
-    gone = RayTaskError("generate", "Traceback ...", ModelNotFound("gone")).as_instanceof_cause()
+    gone = ModelNotFound("gone")
     with pytest.raises(StoreUnavailable, match="has been replaced or deleted since; ask for it again") as raised:
         await text_by(Replicas(["My ", LOST[0]], [gone]))
     assert raised.value.retry_after_s
@@ -259,9 +261,10 @@ def test_a_gateway_that_needs_keys_does_not_start_without(tmp_path: Path, keys: 
 
 
 async def test_what_a_replica_refuses_is_asked_of_no_other() -> None:
-    replicas = Replicas([RayTaskError("generate", "Traceback ...", ModelNotFound("gone")).as_instanceof_cause()])
+    replicas = Replicas([ModelNotFound("gone")])
     with pytest.raises(ModelNotFound):
         await text_by(replicas)
+    assert len(replicas.asked) == 1 and replicas.num_cancelled == 0
 
 
 @pytest.mark.parametrize("code", [StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAUTHENTICATED, StatusCode.UNKNOWN])

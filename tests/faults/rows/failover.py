@@ -178,7 +178,7 @@ async def _tokens_after_leaving(data: Path, num: int) -> list[int]:
     """How many the engine wrote of each text after its reader had closed it, while others were written."""
     settings = Settings(data=data, base=MODELS[0], dtype="float32", memory_bytes=1 << 29, hub_enabled=False)
     generator = LocalGenerator(settings)
-    request = GenerationRequest(MODELS[1], ("I",), {"max_new_tokens": 400, "ignore_eos": True})
+    request = GenerationRequest(MODELS[1], ("I",), {"max_new_tokens": 200, "ignore_eos": True})
     more = []
     for _ in range(num):
         stream = generator.generate(request)
@@ -196,7 +196,7 @@ async def _tokens_after_leaving(data: Path, num: int) -> list[int]:
 
 async def _seconds_until_free(url: str, num: int) -> list[float]:
     """From the closing of a socket until nothing is written or queued any more."""
-    ask, found = Ask(MODELS[0], "I", 1, 400), []
+    ask, found = Ask(MODELS[0], "I", 1, 200), []
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         for _ in range(num):
             async with client.stream("POST", "/v1/completions", json=ask.body(is_streaming=True)) as response:
