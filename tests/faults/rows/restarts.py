@@ -37,7 +37,7 @@ timeout_s = 60
 [[flow]]
 name = "readers"
 [flow.arrivals]
-rate = 8
+rate = 4  # what is left of two cores while five nodes start anew can bear
 [flow.models]
 count = 1
 [flow.requests]
