@@ -34,7 +34,7 @@ QUEUED = "queued"  # in a script: no replica has a place yet
 WORKS = "works"  # in a script: a replica is busy with it, and lets that be heard
 ENDS = "ends"  # in a script: the text is whole
 WORDS: list[str | Exception | None] = ["My ", "dream ", "is tea."]
-SILENCE_S = 0.05
+SILENCE_S = 0.2
 PROMPT = PromptInfo("My", 1, "device", 0.0, 0.0, revision="abc")
 
 
