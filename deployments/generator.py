@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
@@ -16,9 +18,13 @@ from deployments.tracing import annotate
 from deployments.wire import PackedDelta, pack
 from serve.errors import RookeryError
 from serve.generator import LocalGenerator
-from serve.logs import configure
+from serve.logs import configure, get_logger
 from serve.pool.working_set import WINDOW_S
 from serve.types import GenerationRequest, ReplicaView, UsageSketch
+
+log = get_logger()
+
+_UNWELL_TIMES = 3  # as often as Ray would take it
 
 
 class Generator:
@@ -34,6 +40,7 @@ class Generator:
         )
         self._num_places = settings.max_sequences
         self._working_set_s = working_set_s
+        self._num_unwell = 0  # checks in a row
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[list[PackedDelta] | RookeryError]:
         """What is refused ends with its error, as an item: of each that is raised Ray logs the traceback, on this loop.
@@ -78,8 +85,20 @@ class Generator:
         await self._generator.check_ready()
 
     async def check_health(self) -> None:
-        """Ray calls it again and again: the event loop must answer in time, and the engine compute something."""
-        await self._generator.check_health()
+        """Ray calls it again and again: the event loop must answer in time, and the engine compute something.
+
+        Three times in a row without, and the process is ended: asked by Ray to end in order, it would hold its texts
+        for 20 s more, which others go on with as soon as it is dead. Ray's switch for that leaves stopped ones behind.
+        """
+        try:
+            await self._generator.check_health()
+        except RookeryError:
+            self._num_unwell += 1
+            if self._num_unwell == _UNWELL_TIMES:
+                log.exception("generator_ended_itself")
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise
+        self._num_unwell = 0
 
     async def __del__(self) -> None:
         """Ray awaits it when the replica is stopped."""

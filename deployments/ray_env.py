@@ -27,9 +27,6 @@ COMMON = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is back after 6 s, not 30
     # It may start beside generators that read their models: by Ray's 5 s it was killed and started anew for 90 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    # A replica that hangs is killed at once. Asked to end in order, it would hold its texts for 20 s more, and nobody
-    # takes them up elsewhere before it is dead: an engine that stands still was replaced after 52 s, not 45.
-    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
 
 # Ray's own lines are in files of Ray's. What is logged for people to read is ours, by other ways: see
