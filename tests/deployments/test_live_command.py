@@ -95,7 +95,6 @@ def test_generate_writes_the_same_texts_for_the_same_seed(rookery: Command) -> N
     assert rookery(*asked).stdout.count("My dream is") == 5
 
 
-@pytest.mark.slow
 def test_train_wait_json_prints_the_finished_job_of_a_model_that_answers(rookery: Command) -> None:
     done = rookery("train", ARCHIVES / "capt_barnacle.zip", "--handle", "Barney", "--epochs", 1, "--wait", "--json")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from tests.deployments.conftest import BASE, LiveService, import_tiny_model, sta
 from tests.fakes.models import write_tiny_gpt2
 from tests.hub.clients import check_clients, pipeline_word_for_word, run_apart
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]  # a service of its own; `make hub-check`
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 WREN = "huggingtweets/wren"
 KEY = "key-of-ours"
@@ -48,6 +48,7 @@ def test_the_three_lines_of_a_card_work_word_for_word(service: LiveService) -> N
     assert pipeline_word_for_word(service.url, WREN)
 
 
+@pytest.mark.slow
 def test_all_calls_of_the_real_clients_work(service: LiveService) -> None:
     passed = check_clients(service.url, WREN, token=KEY)
     assert all(passed.values()), [name for name, has_passed in passed.items() if not has_passed]

@@ -37,7 +37,7 @@ timeout_s = 60
 [[flow]]
 name = "readers"
 [flow.arrivals]
-rate = 4  # what is left of two cores while five nodes start anew can bear
+rate = 8
 [flow.models]
 count = 1
 [flow.requests]
