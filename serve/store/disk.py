@@ -87,7 +87,10 @@ def sync(path: Path) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """All of it or what was there before, whatever happens; on the disk itself when it returns. Raises: OSError."""
+    """All of it or what was there before, whatever happens; on the disk itself when it returns. Raises: OSError.
+
+    A process that is killed in it leaves a file that ends in `.part`, for who owns the folder to sweep.
+    """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # others may write the same file now
     try:
         part.write_bytes(content)

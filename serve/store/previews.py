@@ -37,8 +37,8 @@ def write_preview(folder: Path, text: str, picture: bytes) -> None:
     name = f"{hashlib.sha256(picture).hexdigest()[:32]}.png"
     replace_file(place / name, picture)
     replace_file(place / _SAID, json.dumps({"text": text, "picture": name}).encode())
-    for old in place.glob("*.png"):
-        if old.name != name:
+    for old in place.iterdir():  # the picture before, and what a writer has left that was killed
+        if old.name not in (name, _SAID):
             old.unlink()
     for changed in (place, place.parent, folder.parent):
         sync(changed)

@@ -177,6 +177,9 @@ class PersonEraser:
             if not self._receipts.is_dir():
                 return []
             with locked(self._receipts / ".lock"):
+                for part in self._receipts.glob("*.part"):  # of a writer that was killed: it names who is gone, too
+                    if part.stat().st_mtime < time.time() - SILENT_S:
+                        part.unlink(missing_ok=True)
                 for path in self._receipts.glob("*.json"):
                     try:
                         erasure = self.load(path.stem)
