@@ -7,7 +7,7 @@ takes is measured. Callers are served equally, so a request waits for no more of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import NamedTuple
@@ -36,7 +36,7 @@ class Admission:
     def check(self, caller: str, costs: list[float], begun: Iterable[Sequence]) -> None:
         """Whether texts of these `costs` can be taken on beside those `begun` and `unbegun`. Raises: Overloaded."""
         sequences = list(begun)
-        self._check_queue(caller, sequences)
+        self.check_queue(caller, sequences)
         took_s = self._forecast_s(caller, costs, sequences)
         if took_s > self._deadline_s:
             raise Overloaded(
@@ -55,21 +55,24 @@ class Admission:
         finally:
             self._unbegun.remove(texts)
 
-    def _check_queue(self, caller: str, sequences: list[Sequence]) -> None:
-        """No more may wait than was said; who has less than an equal share of all places is let in even so."""
-        queued = [_text_of(sequence) for sequence in sequences if sequence.kv_row < 0]
+    def check_queue(self, caller: str, begun: Collection[Sequence]) -> None:
+        """No more may wait than was said; who has less than an equal share of all places is let in even so.
+
+        Needs not to know what is asked for: it can be asked before any work. Raises: Overloaded.
+        """
+        queued = [sequence for sequence in begun if sequence.kv_row < 0]
         unbegun = list(chain(*self._unbegun))
-        num_free = self._max_running - (len(sequences) - len(queued))
+        num_free = self._max_running - (len(begun) - len(queued))
         num_waiting = len(queued) + max(0, len(unbegun) - num_free)
         if num_waiting < self._max_waiting:
             return
-        by_caller = Counter(text.caller for text in chain(map(_text_of, sequences), unbegun))
+        by_caller = Counter(chain((text.caller for text in begun), (text.caller for text in unbegun)))
         share = (self._max_running + self._max_waiting) / len(by_caller.keys() | {caller})
         if by_caller[caller] >= share:
-            num_tokens = sum(text.cost for text in queued + unbegun)
+            num_tokens = sum(map(cost_of, queued)) + sum(text.cost for text in unbegun)
             raise Overloaded(
                 f"{num_waiting} texts wait to be written here, and {self._max_waiting} may; try again soon.",
-                retry_after_s=min(max(1.0, num_tokens * self._token_s(sequences)), _LONGEST_WAIT_S),
+                retry_after_s=min(max(1.0, num_tokens * self._token_s(begun)), _LONGEST_WAIT_S),
             )
 
     def _forecast_s(self, caller: str, costs: list[float], sequences: list[Sequence]) -> float:
@@ -81,7 +84,7 @@ class Admission:
         alone_s = max(costs) * (WEIGHT_ROWS + 1) * self._unit_s  # a step a token
         return max(alone_s, shared * self._token_s(sequences))
 
-    def _token_s(self, sequences: list[Sequence]) -> float:
+    def _token_s(self, sequences: Iterable[Sequence]) -> float:
         """Of a full batch with the models at hand, what one of its tokens takes."""
         num_models = max(1, len({sequence.slot for sequence in sequences if sequence.kv_row >= 0}))
         return self._unit_s * (WEIGHT_ROWS * num_models / self._max_running + 1)

@@ -236,6 +236,8 @@ class LocalGenerator:
         """The request's sequences, with the engine, by a model that is here by now."""
         arrived = time.monotonic()
         with bound(request_id=request.request_id):
+            if self._is_new(request):  # first of all: under overload most is refused, and each costs what it is let do
+                self._admission.check_queue(request.caller, self._calls)
             revision, fetch_s = await self._locator.locate(request.model_id, viewer=request.viewer)
             account.model_id = revision.model_id
             try:
@@ -270,7 +272,7 @@ class LocalGenerator:
         facts = self._loader.known(key) or await self._read_facts(key)
         plans = await asyncio.to_thread(plan, request, facts)
         costs = [cost(len(one.prompt_ids), one.params.max_new_tokens) for one in plans]
-        if not request.written and request is not self._probe:  # what was begun elsewhere goes on here, come what may
+        if self._is_new(request):
             self._admission.check(request.caller, costs, self._calls)
         async with AsyncExitStack() as stack:
             with self._admission.unbegun(request.caller, costs):  # nothing is awaited from its end to their beginning
@@ -287,6 +289,10 @@ class LocalGenerator:
             call = _Call(sequences, origin, request.is_whole)
             self._start(call, lease.slot, stack.pop_all())
         return call
+
+    def _is_new(self, request: GenerationRequest) -> bool:
+        """And may be refused. What was begun elsewhere goes on here, come what may."""
+        return not request.written and request is not self._probe
 
     async def _read_facts(self, key: str) -> Facts:
         """By one thread however many wait: a disk that hangs would take all of them."""
