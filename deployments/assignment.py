@@ -1,6 +1,8 @@
-"""How far Ray's router has brought a call: in its queue it may wait, by a replica it is owed an answer.
+"""How far Ray's router has brought a call, and what the caller made of it: to whom a call is better not brought.
 
-The router tells, in the context that the call was made in. Ray's response for it tells the caller nothing of the kind.
+In the router's queue a call may wait, by a replica it is owed an answer. The router tells, in the context that the
+call was made in: Ray's response for it tells the caller nothing of the kind. A replica that hangs says nothing, and Ray
+takes it for well until the third of its checks has failed; calls that were given up tell sooner.
 NOTE: Ray pickles the router's module by value, and a context variable cannot be pickled: hence this one.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 class Assignment:
     """Of one call."""
 
+    replica: str = ""  # that it was sent to
     sent_at: float = math.inf
     is_taken: bool = False  # by a replica, which has said so
 
@@ -25,8 +28,14 @@ class Assignment:
         """To a replica, by `time.monotonic`; infinite while it waits in the queue."""
         return self.sent_at
 
+    def give_up(self) -> None:
+        """Its replica said nothing for too long."""
+        _silent[self.replica] = time.monotonic()
 
+
+_AVOIDED_S = 20.0  # longer than a call takes to be given up
 _followed: ContextVar[Assignment | None] = ContextVar("assignment", default=None)
+_silent: dict[str, float] = {}  # replica -> when a call that it had was given up, or the last one was sent to it since
 
 
 @contextmanager
@@ -46,12 +55,28 @@ def note_queued() -> None:
         assignment.sent_at = math.inf
 
 
-def note_sent() -> None:
-    """To a replica that need not be there any more."""
+def note_sent(replica: str) -> None:
+    """To one that need not be there any more."""
+    now = time.monotonic()
+    if replica in _silent:
+        _silent[replica] = now  # this call finds out, and others need not
     if assignment := _followed.get():
-        assignment.sent_at = time.monotonic()
+        assignment.replica, assignment.sent_at = replica, now
 
 
-def note_taken() -> None:
+def note_taken(replica: str) -> None:
+    """By one that is there, then."""
+    _silent.pop(replica, None)
     if assignment := _followed.get():
         assignment.is_taken = True
+
+
+def note_replicas(replicas: Collection[str]) -> None:
+    """These are there, and no others."""
+    for gone in _silent.keys() - set(replicas):
+        del _silent[gone]
+
+
+def is_silent(replica: str) -> bool:
+    """Whether calls that it had were given up lately, and none that it has taken since."""
+    return time.monotonic() - _silent.get(replica, -math.inf) < _AVOIDED_S

@@ -17,7 +17,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from deployments.assignment import note_queued, note_sent, note_taken
+from deployments.assignment import is_silent, note_queued, note_replicas, note_sent, note_taken
 from serve.types import GenerationRequest
 
 BOUND = 1.5  # a home may carry this many times the mean load; 1: no affinity under load, large: no spilling
@@ -91,6 +91,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray comes wit
         self._forget_chosen(request_id, now - _SENT_WITHIN_S)
         load = {name: self._load(replica.replica_id) for name, replica in by_name.items()}
         ranks = [by_name[name] for (name,) in rank(model_id, [*by_name], load, bound=self._bound)]
+        ranks.sort(key=lambda replica: is_silent(replica.replica_id.unique_id))  # who hangs comes last
         if ranks:
             self._about_to_go[request_id] = ranks[0].replica_id, _num_texts(pending_request.args), now
         return [[replica] for replica in ranks]
@@ -101,13 +102,13 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray comes wit
         """Ray's queue: a request is in here, in the context of its call, until it is sent."""
         note_queued()
         replica = await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
-        note_sent()
+        note_sent(replica.replica_id.unique_id)
         return replica
 
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: object) -> None:
         """Ray's hook: the replica has taken the request."""
         request_id = pending_request.metadata.internal_request_id
-        note_taken()
+        note_taken(replica_id.unique_id)
         self._about_to_go.pop(request_id, None)
         self._ours[replica_id][request_id] = _num_texts(pending_request.args)
 
@@ -118,6 +119,7 @@ class ModelAffinityRouter(RequestRouter):  # type: ignore[misc]  # Ray comes wit
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Ray's hook: these replicas are there, and no others."""
         super().update_replicas(replicas)
+        note_replicas({replica.replica_id.unique_id for replica in replicas})
         for gone in self._ours.keys() - {replica.replica_id for replica in replicas}:
             del self._ours[gone]
 

@@ -6,20 +6,22 @@ import asyncio
 import math
 import pickle
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextvars import copy_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from grpc import StatusCode  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError, Metadata  # type: ignore[import-untyped]
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.serve.config import DeploymentID
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
-from ray.serve.request_router import PendingRequest, RequestRouter
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from deployments.assignment import follow, note_queued, note_sent, note_taken
+from deployments.assignment import follow, is_silent, note_queued, note_replicas, note_sent, note_taken
 from deployments.gateway import Gateway, HandleGenerator, is_gone, translate
 from deployments.pulse import with_pulse
 from deployments.router import ModelAffinityRouter
@@ -88,16 +90,17 @@ class Response:
 
     def __init__(self, replicas: Replicas, script: list[str | Exception | None]) -> None:
         self._replicas = replicas
+        self._name = f"replica {len(replicas.asked)}"
         self._context = copy_context()  # of the call, in which Ray's router works
         self._items = with_pulse(self._play(script), SILENCE_S / 10) if WORKS in script else self._play(script)
 
     async def _play(self, script: list[str | Exception | None]) -> AsyncIterator[Any]:
-        self._context.run(note_sent)
+        self._context.run(note_sent, self._name)
         for step in script:
             if step == QUEUED:
                 self._context.run(note_queued)
                 await asyncio.sleep(3 * SILENCE_S)
-                self._context.run(note_sent)
+                self._context.run(note_sent, self._name)
             elif step == WORKS:
                 await asyncio.sleep(3 * SILENCE_S)
             elif step is HANGS:
@@ -109,7 +112,7 @@ class Response:
             elif isinstance(step, Exception):
                 raise step
             else:
-                self._context.run(note_taken)
+                self._context.run(note_taken, self._name)
                 yield pack([Delta(0, step, (TokenInfo(len(step), step, None),), prompt=PROMPT)]) if step else []
 
     def __aiter__(self) -> Response:
@@ -233,9 +236,9 @@ async def test_a_whole_text_may_take_longer_than_a_silence_and_is_written_once()
 async def test_rays_router_tells_when_a_request_leaves_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     has_place = asyncio.Event()
 
-    async def wait(*_: object, **__: object) -> str:
+    async def wait(*_: object, **__: object) -> RunningReplica:
         await has_place.wait()
-        return "replica"
+        return running("a")
 
     monkeypatch.setattr(RequestRouter, "_choose_replica_for_request", wait)  # what Ray calls: of 2.60
     router = object.__new__(ModelAffinityRouter)
@@ -244,8 +247,75 @@ async def test_rays_router_tells_when_a_request_leaves_its_queue(monkeypatch: py
     await asyncio.sleep(0)
     assert assignment.when_sent() == math.inf
     has_place.set()
-    assert cast("str", await choosing) == "replica"
+    await choosing
+    assert assignment.replica == "a"
     assert assignment.when_sent() <= time.monotonic()
+
+
+# --- A replica that hangs -------------------------------------------------------------------------------------
+
+
+def running(name: str) -> RunningReplica:
+    """As much of Ray's as the router looks at."""
+    replica_id = ReplicaID(name, DeploymentID("Generator"))
+    return cast("RunningReplica", SimpleNamespace(replica_id=replica_id, replica_metadata={}))
+
+
+async def ranked(names: str) -> str:
+    """The router's order of replicas for one model, their names of one letter each."""
+    router = object.__new__(ModelAffinityRouter)
+    router.initialize_state()
+    router._replica_queue_len_cache = {}
+    call: Any = SimpleNamespace(
+        args=(GenerationRequest("ada", ("My",), {}),),
+        metadata=SimpleNamespace(internal_request_id="id"),
+        routing_context=SimpleNamespace(),
+    )
+    ranks = await router.choose_replicas([running(name) for name in names], call)
+    return "".join(replica.replica_id.unique_id for (replica,) in ranks)
+
+
+def give_up_a_call_to(replica: str) -> None:
+    with follow() as assignment:
+        note_sent(replica)
+    assignment.give_up()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    now = [1000.0]
+    monkeypatch.setattr("deployments.assignment.time", SimpleNamespace(monotonic=lambda: now[0]))
+    yield now
+    note_replicas([])
+
+
+async def test_others_calls_go_elsewhere_while_one_at_a_time_finds_out_whether_it_is_well(clock: list[float]) -> None:
+    well = await ranked("abc")
+    first = well[0]
+    last = well[1:] + first
+    give_up_a_call_to(first)
+    assert await ranked("abc") == last
+    clock[0] += 25
+    assert await ranked("abc") == well
+    note_sent(first)  # one tries it, and is not heard yet
+    assert await ranked("abc") == last
+    note_taken(first)
+    assert await ranked("abc") == well
+
+
+async def test_of_replicas_that_all_hang_the_home_is_as_good_as_any(clock: list[float]) -> None:
+    well = await ranked("ab")
+    for replica in "ab":
+        give_up_a_call_to(replica)
+    assert await ranked("ab") == well
+
+
+async def test_a_silence_makes_the_router_avoid_who_was_silent() -> None:
+    replicas = Replicas(["My ", HANGS], WORDS[1:])
+    assert await text_by(replicas) == "My dream is tea."
+    assert is_silent("replica 1") and not is_silent("replica 2")
+    note_replicas(["replica 2"])
+    assert not is_silent("replica 1"), "the next one of that name, if any, is another"
 
 
 @pytest.mark.parametrize("keys", ["", " , "])
