@@ -75,6 +75,7 @@ class Sample:
     kind: str
     at_s: float
     rss_mb: float
+    own_mb: float  # of it what is no file's: mapped weights come and go with the models
     fds: int
     threads: int
 
@@ -104,6 +105,7 @@ class Soaked:
     fds: int
     threads: int
     grown_mb: dict[str, float]  # by kind of process, from the first part to the last
+    own_mb: dict[str, list[float]]  # by kind of process, of each part: what is no file's
 
     @property
     def is_flat(self) -> bool:
@@ -176,9 +178,10 @@ def watch(live: Flock, duration_s: float) -> list[Moment]:
         moment: Moment = {}
         for process in (service, *service.children(recursive=True)):
             with suppress(psutil.Error), process.oneshot():
-                rss_mb = process.memory_info().rss / 1e6
+                memory = process.memory_info()
+                rss_mb, own_mb = memory.rss / 1e6, (memory.rss - memory.shared) / 1e6
                 kind = kind_of(process.cmdline())
-                moment[process] = Sample(kind, now, rss_mb, process.num_fds(), process.num_threads())
+                moment[process] = Sample(kind, now, rss_mb, own_mb, process.num_fds(), process.num_threads())
         found.append(moment)
         time.sleep(max(0.0, every_s - (time.monotonic() - began - now)))
     return found
@@ -191,8 +194,9 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
     size = len(measured) // NUM_BLOCKS
     blocks = [measured[size * number : size * (number + 1)] for number in range(NUM_BLOCKS)]
 
-    def median_mb(block: Sequence[Moment], processes: Sequence[psutil.Process]) -> float:
-        return statistics.median(sum(moment[process].rss_mb for process in processes) for moment in block)
+    def median_mb(block: Sequence[Moment], processes: Sequence[psutil.Process], what: str = "rss_mb") -> float:
+        sums: list[float] = [sum(getattr(moment[process], what) for process in processes) for moment in block]
+        return statistics.median(sums)
 
     def least(block: Sequence[Moment], what: str) -> int:
         numbers: list[int] = [sum(getattr(moment[process], what) for process in steady) for moment in block]
@@ -219,6 +223,9 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
         fds=least(blocks[-1], "fds") - least(blocks[0], "fds"),
         threads=least(blocks[-1], "threads") - least(blocks[0], "threads"),
         grown_mb={kind: round(mb, 1) for kind, mb in sorted(grown.items(), key=lambda item: -item[1])},
+        own_mb={
+            kind: [round(median_mb(block, those, "own_mb"), 1) for block in blocks] for kind, those in kinds.items()
+        },
     )
 
 
