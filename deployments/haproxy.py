@@ -43,7 +43,7 @@ _TEXT_PATHS = ("/v1/completions", "/generate", "/generate_stream", "/")
 _TEXT_PREFIXES = ("/models/",)
 _BODY_S = 30  # as long as a gateway waits
 _HEAD_S = 10  # for a request's line and headers; gateways are asked only then
-_MAX_JSON_BYTES = 1 << 20  # as a gateway takes; each that waits for its body costs a connection meanwhile
+_MAX_JSON_BYTES = 1 << 20  # as a gateway takes
 # Longer than the disk under an upload may stall: a gateway that does not read looks just like one that is gone.
 _VANISHED_S = 30
 
@@ -56,15 +56,6 @@ Connection: close
 
 {"error": {"message": "The request cannot be read: its line or its headers are not what HTTP allows.", \
 "type": "invalid_request_error", "param": null, "code": "invalid_value"}}
-"""
-_TOO_LARGE = f"""\
-HTTP/1.1 413 Content Too Large
-Content-Type: application/json
-Cache-Control: no-store
-Connection: close
-
-{{"error": {{"message": "The body is larger than {_MAX_JSON_BYTES} bytes, the most that is taken here.", \
-"type": "invalid_request_error", "param": null, "code": "payload_too_large"}}}}
 """
 _TOO_SLOW = f"""\
 HTTP/1.1 408 Request Timeout
@@ -86,7 +77,7 @@ Connection: close
 {"error": {"message": "No gateway answers now; try again soon.", "type": "server_error", "param": null, \
 "code": "store_unavailable"}}
 """
-_PAGES = {400: _UNREADABLE, 408: _TOO_SLOW, 413: _TOO_LARGE, 503: _UNAVAILABLE}
+_PAGES = {400: _UNREADABLE, 408: _TOO_SLOW, 503: _UNAVAILABLE}
 
 
 def find_haproxy() -> str | None:
@@ -162,28 +153,26 @@ def repeat_requests(config: str, folder: Path) -> str:
     """A gateway that dies before the first byte of its answer costs no request that another one may repeat.
 
     Those are the requests that change nothing, and texts to be written. A body is read whole before it is sent, or
-    HAProxy would have no copy of it; one longer than its buffer (16 KB) is not repeated.
+    HAProxy would have no copy of it; one longer than its buffer (16 KB) is not repeated. One that is announced as too
+    long is not waited for: a gateway refuses it at once and reads on. HAProxy would close, and who still writes then
+    would not learn why.
     """
     rules = f"""\
     acl is_read method GET HEAD OPTIONS
     acl is_write method POST
     acl is_text path {" ".join(_TEXT_PATHS)}
     acl is_text path_beg {" ".join(_TEXT_PREFIXES)}
-    http-request wait-for-body time {_BODY_S}s if is_write is_text
+    acl is_too_large req.body_size gt {_MAX_JSON_BYTES}
+    http-request wait-for-body time {_BODY_S}s if is_write is_text !is_too_large
     http-request disable-l7-retry unless is_read or is_write is_text
 """
     return re.sub(r"^(frontend http_frontend\n +bind .*\n)", rf"\1{rules}", config, flags=re.MULTILINE)
 
 
 def end_slow_requests(config: str, folder: Path) -> str:
-    """Who sends a head byte by byte does not keep a connection for an hour, nor who announces more than is taken."""
+    """Who sends a head byte by byte does not keep a connection for an hour."""
     limit = f"    timeout http-request {_HEAD_S}s\n"
-    config = config.replace("defaults\n    mode http\n", f"defaults\n    mode http\n{limit}", 1)
-    large = (
-        f"    http-request return status 413 errorfile {folder / '413.http'} "
-        f"if is_write is_text {{ req.body_size gt {_MAX_JSON_BYTES} }}\n"
-    )
-    return re.sub(r"^( +http-request wait-for-body )", rf"{large}\1", config, count=1, flags=re.MULTILINE)
+    return config.replace("defaults\n    mode http\n", f"defaults\n    mode http\n{limit}", 1)
 
 
 def notice_vanished_machines(config: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 
 import httpx
 import openai
@@ -49,6 +50,24 @@ def test_a_wrong_parameter_found_by_a_replica_keeps_its_name(client: openai.Open
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model=BASE, prompt="I think", max_tokens=500)
     assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_body_announced_as_too_large_is_refused_before_it_is_waited_for(live_url: str) -> None:
+    address = httpx.URL(live_url)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection((address.host, address.port), timeout=20) as caller:
+        caller.sendall(f"{head}Content-Length: {2 << 20}\r\n\r\n".encode())
+        assert caller.recv(1 << 12).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/fine_tuning/jobs"])
+async def test_who_sends_a_body_that_is_too_large_learns_of_it(live_url: str, path: str) -> None:
+    """Where the connection is closed in the middle of it, an asyncio client gives up, unread answer or not."""
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=live_url, timeout=60) as client:
+        sent = [client.post(path, content=b" " * (8 << 20), headers=headers) for _ in range(8)]
+        replies = await asyncio.gather(*sent)
+    assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(413, "payload_too_large")] * 8
 
 
 def test_a_model_published_while_it_runs_is_served_at_once(live_service: LiveService, client: openai.OpenAI) -> None:
