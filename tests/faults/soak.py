@@ -34,7 +34,7 @@ NUM_BLOCKS = 12
 _T = 2.228  # of Student's distribution: 95 % with `NUM_BLOCKS` - 2 degrees of freedom
 _MIN_SLOPE = 1.0  # MB/h: less is no leak
 _FDS = 2
-_WARM_SHARE = 0.25  # of the time, before anything is compared
+_WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long: what is compared are three whole ones
 _NUM_MODELS = 24
 _PLAN = """
 about = "Days of a few minutes, changing favourites among twice as many models as fit, hang-ups, training."
@@ -75,20 +75,24 @@ class Sample:
     kind: str
     at_s: float
     rss_mb: float
-    own_mb: float  # of it what is no file's: mapped weights come and go with the models
     fds: int
     threads: int
 
 
-Moment = dict[psutil.Process, Sample]
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """All processes, and what of their memory are weights: as many models as asked for and as the budget allows."""
+
+    samples: dict[psutil.Process, Sample]
+    weights_mb: float
 
 
 @dataclass(frozen=True, slots=True)
 class Soaked:
     """What came of it. After the warm-up time is cut into twelve parts.
 
-    Memory: the medians of the parts and the line through them. Open files and threads: the least of the last part less
-    the least of the first, for connections come and go.
+    Memory: without the weights, the medians of the parts and the line through them. Open files and threads: the least
+    of the last part less the least of the first, for connections come and go.
     """
 
     minutes: float
@@ -100,12 +104,12 @@ class Soaked:
     processes: int
     samples: int
     rss_mb: float
+    parts_mb: list[float]  # of each part, without the weights
     mb_per_hour: float
     mb_per_hour_interval: float  # 95 %, to either side: a smaller leak cannot be told from noise
     fds: int
     threads: int
     grown_mb: dict[str, float]  # by kind of process, from the first part to the last
-    own_mb: dict[str, list[float]]  # by kind of process, of each part: what is no file's
 
     @property
     def is_flat(self) -> bool:
@@ -121,7 +125,9 @@ def soak(folder: Path, minutes: float) -> Soaked:
     models = [*MODELS, *(f"flock/many{number}" for number in range(_NUM_MODELS - len(MODELS)))]
     plan = folder / "soak.toml"
     jobs = max(1, int(duration_s // 300))
-    plan.write_text(_PLAN.format(duration_s=duration_s, period_s=max(60, duration_s / 3), count=len(models), jobs=jobs))
+    plan.write_text(
+        _PLAN.format(duration_s=duration_s, period_s=max(60, _WARM_SHARE * duration_s), count=len(models), jobs=jobs)
+    )
     with flock(folder / "data", ROOKERY_MEMORY_BYTES=str(126_000_000)) as live:
         for number, model in enumerate(models[len(MODELS) :]):
             publish(live, model, seed=100 + number)
@@ -175,14 +181,14 @@ def watch(live: Flock, duration_s: float) -> list[Moment]:
     began, found = time.monotonic(), list[Moment]()
     every_s = min(10.0, duration_s / 60)
     while (now := time.monotonic() - began) < duration_s:
-        moment: Moment = {}
+        weights_mb = sum(one["used_bytes"] for one in _replicas(live)) / 1e6
+        samples: dict[psutil.Process, Sample] = {}
         for process in (service, *service.children(recursive=True)):
             with suppress(psutil.Error), process.oneshot():
-                memory = process.memory_info()
-                rss_mb, own_mb = memory.rss / 1e6, (memory.rss - memory.shared) / 1e6
+                rss_mb = process.memory_info().rss / 1e6
                 kind = kind_of(process.cmdline())
-                moment[process] = Sample(kind, now, rss_mb, own_mb, process.num_fds(), process.num_threads())
-        found.append(moment)
+                samples[process] = Sample(kind, now, rss_mb, process.num_fds(), process.num_threads())
+        found.append(Moment(samples, weights_mb))
         time.sleep(max(0.0, every_s - (time.monotonic() - began - now)))
     return found
 
@@ -190,23 +196,28 @@ def watch(live: Flock, duration_s: float) -> list[Moment]:
 def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], churned: int) -> Soaked:
     """Of the processes that were there at each moment after the warm-up."""
     measured = moments[int(_WARM_SHARE * len(moments)) :]
-    steady = sorted(set.intersection(*(set(moment) for moment in measured)), key=lambda process: process.pid)
+    steady = sorted(set.intersection(*(set(moment.samples) for moment in measured)), key=lambda process: process.pid)
     size = len(measured) // NUM_BLOCKS
     blocks = [measured[size * number : size * (number + 1)] for number in range(NUM_BLOCKS)]
 
-    def median_mb(block: Sequence[Moment], processes: Sequence[psutil.Process], what: str = "rss_mb") -> float:
-        sums: list[float] = [sum(getattr(moment[process], what) for process in processes) for moment in block]
-        return statistics.median(sums)
+    def mb(moment: Moment, processes: Sequence[psutil.Process]) -> float:
+        return sum(moment.samples[process].rss_mb for process in processes)
+
+    def median_mb(block: Sequence[Moment], processes: Sequence[psutil.Process]) -> float:
+        return statistics.median(mb(moment, processes) for moment in block)
+
+    def median_rest_mb(block: Sequence[Moment]) -> float:
+        return statistics.median(mb(moment, steady) - moment.weights_mb for moment in block)
 
     def least(block: Sequence[Moment], what: str) -> int:
-        numbers: list[int] = [sum(getattr(moment[process], what) for process in steady) for moment in block]
+        numbers: list[int] = [sum(getattr(moment.samples[process], what) for process in steady) for moment in block]
         return min(numbers)
 
-    times_h = [statistics.mean(moment[steady[0]].at_s for moment in block) / 3600 for block in blocks]
-    slope, interval = line(times_h, [median_mb(block, steady) for block in blocks])
+    times_h = [statistics.mean(moment.samples[steady[0]].at_s for moment in block) / 3600 for block in blocks]
+    slope, interval = line(times_h, [median_rest_mb(block) for block in blocks])
     kinds: dict[str, list[psutil.Process]] = {}
     for process in steady:
-        kinds.setdefault(measured[0][process].kind, []).append(process)
+        kinds.setdefault(measured[0].samples[process].kind, []).append(process)
     grown = {kind: median_mb(blocks[-1], those) - median_mb(blocks[0], those) for kind, those in kinds.items()}
     return Soaked(
         minutes=minutes,
@@ -218,15 +229,18 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
         processes=len(steady),
         samples=len(measured),
         rss_mb=round(median_mb(blocks[-1], steady), 1),
+        parts_mb=[round(median_rest_mb(block), 1) for block in blocks],
         mb_per_hour=round(slope, 2),
         mb_per_hour_interval=round(interval, 2),
         fds=least(blocks[-1], "fds") - least(blocks[0], "fds"),
         threads=least(blocks[-1], "threads") - least(blocks[0], "threads"),
         grown_mb={kind: round(mb, 1) for kind, mb in sorted(grown.items(), key=lambda item: -item[1])},
-        own_mb={
-            kind: [round(median_mb(block, those, "own_mb"), 1) for block in blocks] for kind, those in kinds.items()
-        },
     )
+
+
+def _replicas(live: Flock) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{live.url}/v1/replicas", timeout=30).json()["data"]
+    return found
 
 
 def line(times: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
