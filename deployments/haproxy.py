@@ -128,6 +128,7 @@ def amend(config: str, folder: Path) -> str:
         close_to_others,
         say_who_calls,
         repeat_requests,
+        answer_what_dies,
         end_slow_requests,
         notice_vanished_machines,
         answer_as_gateways_do,
@@ -167,6 +168,16 @@ def repeat_requests(config: str, folder: Path) -> str:
     http-request disable-l7-retry unless is_read or is_write is_text
 """
     return re.sub(r"^(frontend http_frontend\n +bind .*\n)", rf"\1{rules}", config, flags=re.MULTILINE)
+
+
+def answer_what_dies(config: str, folder: Path) -> str:
+    """A request that nobody is left to repeat gets our 503, not a closed connection.
+
+    That is HAProxy's answer where a connection to a gateway dies that had served another request before: so each gets a
+    connection of its own. Gateways are not told, or they would close theirs on those that they refuse and still write.
+    """
+    own = "    option http-server-close\n    option http-pretend-keepalive\n"
+    return config.replace("defaults\n    mode http\n", f"defaults\n    mode http\n{own}", 1)
 
 
 def end_slow_requests(config: str, folder: Path) -> str:

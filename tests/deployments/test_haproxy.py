@@ -38,7 +38,7 @@ from serve.api.service import Limits
 FOLDER = Path("/tmp/rookery-12345678")
 SWITCHES = switches(FOLDER, FOLDER / "haproxy", fallback_port=8500)
 
-# Says each request that has come as a whole; answers it, or never.
+# Says each request that has come as a whole; answers it, or never, or only those that read.
 _GATEWAY = """
 import os
 import sys
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.end_headers()
                 self.wfile.write(b"3\\r\\nhal\\r\\n")
             os.write(1, f"{self.command} {self.path} {len(body)}\\n".encode())  # at once: print mixes threads' words
-            if sys.argv[2] != "answers":
+            if sys.argv[2] not in ("answers", "reads") or sys.argv[2] == "reads" and self.command == "POST":
                 Event().wait()
         self.send_response(200)
         self.send_header("callers", repr(self.headers.get_all("x-rookery-caller")))
@@ -219,7 +219,13 @@ def test_only_the_service_stays_open_to_others(tmp_path: Path, host: str, bind: 
 
 def test_each_amendment_finds_its_place_in_what_ray_writes(tmp_path: Path) -> None:
     amended = amend(ray_config(tmp_path, ports=(1, 2)).read_text(), FOLDER)
-    once = ("disable-l7-retry unless is_read", "option srvtcpka", "timeout http-request 10s\n", "-caller %[src]\n")
+    once = (
+        "disable-l7-retry unless is_read",
+        "option srvtcpka",
+        "option http-server-close\n",
+        "timeout http-request 10s\n",
+        "-caller %[src]\n",
+    )
     for words in (*once, f"errorfile 408 {FOLDER}/408.http\n", "is_text !is_too_large\n"):
         assert amended.count(words) == 1
     servers = [line.split() for line in amended.splitlines() if line.split()[:1] == ["server"]]
@@ -380,6 +386,23 @@ def test_a_body_that_comes_too_slowly_is_refused_in_our_form(tmp_path: Path, bin
         response.begin()
         assert (response.status, response.headers["content-type"]) == (408, "application/json")
         assert json.loads(response.read())["error"]["code"] == "request_timeout"
+
+
+def test_a_text_under_way_when_the_last_gateway_dies_is_refused_not_cut(tmp_path: Path, binary: str) -> None:
+    """By a connection that had answered before, too: HAProxy takes such a one's death for a reason to say nothing."""
+    with gateway("reads") as last, ThreadPoolExecutor(1) as pool:
+        port = free_port()
+        with haproxy(tmp_path, binary, ray_config(tmp_path, port=port, ports=(last.port,)), port):
+            caller = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            wait_until(lambda: ask(port, "GET", "/v1/models").status == 200)
+            caller.request("GET", "/v1/models")
+            assert caller.getresponse().read() == b"whole"
+            caller.request("POST", "/v1/completions", b"{}")
+            answer = pool.submit(caller.getresponse)
+            wait_until(lambda: last.wait_for_request().startswith("POST"))
+            last.end()
+            assert (answer.result().status, answer.result().headers["retry-after"]) == (503, "3")
+            caller.close()
 
 
 def test_what_asks_for_no_path_is_refused_not_put_off(tmp_path: Path, binary: str) -> None:
