@@ -127,7 +127,7 @@ def check_live(folder: Path, seconds: float, dump: Path | None, picture: Path | 
         service = start_service(folder / "data", **settings)
         try:
             target = service.url.removeprefix("http://")
-            with running_prometheus(folder / "prometheus", [target], every_s=SCRAPE_S) as prometheus:
+            with running_prometheus(folder / "prometheus", [target], KEY, every_s=SCRAPE_S) as prometheus:
                 started = time.time()
                 asyncio.run(Traffic(service.url, hub, models).run(seconds, _say))
                 time.sleep(2 * SCRAPE_S + 2)  # the last scrape, and the rules after it
@@ -146,7 +146,7 @@ def check_live(folder: Path, seconds: float, dump: Path | None, picture: Path | 
 
 
 def check_exposition(url: str, secrets: Sequence[str]) -> Figures:
-    text = exposition.scrape(url)
+    text = exposition.scrape(url, KEY)
     families = exposition.series_of(text)
     return {
         "openmetrics_ok": True,

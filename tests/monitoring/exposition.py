@@ -12,9 +12,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 _ACCEPT = "application/openmetrics-text; version=1.0.0"
 
 
-def scrape(url: str) -> str:
+def scrape(url: str, key: str) -> str:
     """The exposition as OpenMetrics."""
-    reply = httpx.get(f"{url}/metrics", headers={"accept": _ACCEPT}, timeout=30)
+    reply = httpx.get(f"{url}/metrics", headers={"accept": _ACCEPT, "authorization": f"Bearer {key}"}, timeout=30)
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("application/openmetrics-text"), reply.headers["content-type"]
     return reply.text

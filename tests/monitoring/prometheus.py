@@ -76,13 +76,13 @@ class Prometheus:
 
 
 @contextmanager
-def running_prometheus(folder: Path, targets: Sequence[str], *, every_s: int = 1) -> Iterator[Prometheus]:
-    """Scrapes the `targets` (host:port) as the job `rookery`. Raises: NoPrometheus."""
+def running_prometheus(folder: Path, targets: Sequence[str], key: str, *, every_s: int = 1) -> Iterator[Prometheus]:
+    """Scrapes the `targets` (host:port) with the `key` as the job `rookery`. Raises: NoPrometheus."""
     if (binary := shutil.which("prometheus")) is None:
         raise NoPrometheus("prometheus is not here; Debian and Ubuntu have it in a package of that name.")
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "prometheus.json"  # JSON is YAML
-    config.write_text(json.dumps(_config(targets, every_s)))
+    config.write_text(json.dumps(_config(targets, key, every_s)))
     url = f"http://127.0.0.1:{(port := free_port())}"
     options = {
         "config.file": config,
@@ -104,11 +104,12 @@ def running_prometheus(folder: Path, targets: Sequence[str], *, every_s: int = 1
             process.wait()
 
 
-def _config(targets: Sequence[str], every_s: int) -> Json:
+def _config(targets: Sequence[str], key: str, every_s: int) -> Json:
+    scraped = {"job_name": JOB, "authorization": {"credentials": key}, "static_configs": [{"targets": list(targets)}]}
     return {
         "global": {"scrape_interval": f"{every_s}s", "scrape_timeout": f"{every_s}s", "evaluation_interval": "2s"},
         "rule_files": [str(RULES)],
-        "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": list(targets)}]}],
+        "scrape_configs": [scraped],
     }
 
 
