@@ -122,6 +122,7 @@ def check_live(folder: Path, seconds: float, dump: Path | None, picture: Path | 
             "ROOKERY_HUB_BYTES": str(HUB_BYTES),
             "ROOKERY_LEASE_TIMEOUT_S": str(LEASE_TIMEOUT_S),
             "ROOKERY_API_KEYS": KEY,
+            "ROOKERY_ANONYMOUS_REQUESTS_PER_S": "1",  # who sends no key comes more often
             "ROOKERY_LOG_FILE": str(folder / "service.log"),
         }
         service = start_service(folder / "data", **settings)
