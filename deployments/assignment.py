@@ -3,6 +3,8 @@
 In the router's queue a call may wait, by a replica it is owed an answer. The router tells, in the context that the
 call was made in: Ray's response for it tells the caller nothing of the kind. A replica that hangs says nothing, and Ray
 takes it for well until the third of its checks has failed; calls that were given up tell sooner.
+NOTE: Ray would do as much when told by `on_replica_actor_unavailable`: it asks the replica how it is before it sends it
+more. But it cancels each question after 0.1 s, and of a process that is stopped Ray 2.60 then fails to rid itself.
 NOTE: Ray pickles the router's module by value, and a context variable cannot be pickled: hence this one.
 """
 

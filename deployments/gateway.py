@@ -86,10 +86,9 @@ class HandleGenerator:
                 is_over = True
                 return
             except (RayError, RayServeException, AioRpcError, RuntimeError, Silence) as exc:
-                if isinstance(exc, Silence):
+                is_over = not isinstance(exc, Silence)
+                if not is_over:
                     assignment.give_up()
-                else:
-                    is_over = True
                 if transcript.is_over:
                     return  # it was lost after its last word
                 losses.add(was_taken=is_over or assignment.is_taken, num_tokens=transcript.num_tokens)
