@@ -60,12 +60,14 @@ def error(message: str) -> bytes:
 
 
 @asynccontextmanager
-async def server_that_says(raw: bytes) -> AsyncIterator[int]:
+async def server_that_says(*pieces: bytes) -> AsyncIterator[int]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(raw)
-        await writer.drain()
-        if not raw:
+        for raw in pieces:
+            writer.write(raw)
+            await writer.drain()
+            await asyncio.sleep(0.1 if raw != pieces[-1] else 0)
+        if not any(pieces):
             await reader.read()  # until the other side has given up
         writer.close()
         await writer.wait_closed()
@@ -105,6 +107,13 @@ async def test_each_fault_is_seen(tmp_path: Path, raw: bytes, fault: str | None)
     tally.add(1, case, outcome, baseline_s=10.0)
     assert set(tally.wrong) == ({fault} if fault else set())
     assert len(list(tmp_path.glob("*.http"))) == len(tally.wrong)
+
+
+async def test_an_answer_after_the_first_is_given_its_time() -> None:
+    later = answer(404, error("no"))
+    async with server_that_says(answer(200, b"ab") + later[:-2], later[-2:-1], later[-1:]) as port:
+        outcome = await exchange("127.0.0.1", port, Case("B14", (request(b"GET", b"/") * 2,)))
+    assert [one.status for one in outcome.answers] == [200, 404] and outcome.answers[-1].is_whole
 
 
 async def test_a_late_refusal_is_slow_only_where_others_are_not(tmp_path: Path) -> None:

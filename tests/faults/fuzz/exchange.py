@@ -34,10 +34,10 @@ async def exchange(host: str, port: int, case: Case) -> Outcome:
     writer.transport.set_write_buffer_limits(high=0)  # so that `drain` waits until all has left
     begun_at = time.perf_counter()
     sending = asyncio.create_task(_send(writer, case))
-    raw, answered_at, is_closed = b"", 0.0, False
+    raw, answered_at, quiet_since, is_closed = b"", 0.0, 0.0, False
     try:
         while len(raw) < _MAX_BYTES:
-            left_s = _ends_at(case, sending, begun_at, answered_at) - time.perf_counter()
+            left_s = _ends_at(case, sending, begun_at, quiet_since) - time.perf_counter()
             if left_s <= 0:
                 break
             try:
@@ -50,8 +50,8 @@ async def exchange(host: str, port: int, case: Case) -> Outcome:
             raw += piece
             is_closed = not piece
             answers = read_answers(raw, is_head=case.is_head, is_closed=is_closed)
-            if not answered_at and answers and answers[0].is_whole:
-                answered_at = time.perf_counter()
+            quiet_since = time.perf_counter() if answers and answers[-1].is_whole else 0.0
+            answered_at = answered_at or (time.perf_counter() if answers and answers[0].is_whole else 0.0)
             if is_closed:
                 break
         answers = read_answers(raw, is_head=case.is_head, is_closed=is_closed)
@@ -66,10 +66,10 @@ async def exchange(host: str, port: int, case: Case) -> Outcome:
     return Outcome(tuple(answers), max(0.0, answered_at - last_byte_at) if answered_at else 0.0, hangs)
 
 
-def _ends_at(case: Case, sending: asyncio.Task[float], begun_at: float, answered_at: float) -> float:
-    """When nothing more is waited for."""
-    if answered_at:
-        return answered_at + LINGERS_S
+def _ends_at(case: Case, sending: asyncio.Task[float], begun_at: float, quiet_since: float) -> float:
+    """When nothing more is waited for. `quiet_since`: when an answer had ended; 0 while one is owed or under way."""
+    if quiet_since:
+        return quiet_since + LINGERS_S
     if not sending.done():
         return begun_at + _SENDING_S
     return sending.result() + (LEAVES_AFTER_S if case.is_abandoned else case.max_s)
