@@ -36,7 +36,7 @@ class Admission:
     def check(self, caller: str, costs: list[float], begun: Iterable[Sequence]) -> None:
         """Whether texts of these `costs` can be taken on beside those `begun` and `unbegun`. Raises: Overloaded."""
         sequences = list(begun)
-        self.check_queue(caller, sequences)
+        self.check_queue(caller, sequences)  # once more: others have come while the model was looked for
         took_s = self._forecast_s(caller, costs, sequences)
         if took_s > self._deadline_s:
             raise Overloaded(
