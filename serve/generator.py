@@ -20,7 +20,6 @@ from serve.admission import Admission, cost
 from serve.currency import keep_current
 from serve.engine.device import engine_config
 from serve.engine.engine import Engine, Slot, StepStats
-from serve.engine.native.backend import spare_bytes
 from serve.engine.sequence import Output, Sequence
 from serve.engine.text import Vocabulary
 from serve.errors import GenerationFailed, ModelNotFound, OutOfMemory, Overloaded, RookeryError
@@ -196,7 +195,6 @@ class LocalGenerator:
             dtype=config.weights,
             used_bytes=pool.used_bytes,
             budget_bytes=pool.budget_bytes,
-            spare_bytes=spare_bytes(),
             residents=tuple(
                 Resident(*_parts_of(model.key), model.tier, model.num_bytes, model.leases, model.idle_s)
                 for model in pool.residents()

@@ -85,7 +85,6 @@ def _replica_json(replica: ReplicaView) -> dict[str, Any]:
         "dtype": replica.dtype,
         "used_bytes": replica.used_bytes,
         "budget_bytes": replica.budget_bytes,
-        "spare_bytes": replica.spare_bytes,
         "waiting": replica.num_waiting,
         "queued": replica.num_queued,
         "running": replica.num_running,

@@ -164,7 +164,6 @@ class ReplicaView:
     dtype: str
     used_bytes: int  # of models resident, on their way in and on their way out
     budget_bytes: int
-    spare_bytes: int  # kept ready for the next model, besides
     residents: tuple[Resident, ...]
     evictions: tuple[Eviction, ...]  # the last 50, newest first
     num_waiting: int  # requests that wait for their model

@@ -84,7 +84,7 @@ class EchoGenerator:
 def replica_view(name: str, *residents: Resident, evictions: Sequence[Eviction] = ()) -> ReplicaView:
     """A generator with a GiB for models, which has these in memory."""
     used_bytes = sum(resident.num_bytes for resident in residents)
-    return ReplicaView(name, "cpu", "float32", used_bytes, 1 << 30, 0, residents, tuple(evictions), 0, 0, 0, 60.0)
+    return ReplicaView(name, "cpu", "float32", used_bytes, 1 << 30, residents, tuple(evictions), 0, 0, 0, 60.0)
 
 
 def refuse(name: str) -> None:

@@ -81,10 +81,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """All processes, and what of their memory are weights or a place for the next ones.
-
-    They are as many as asked for and as the budget allows, and one place more or less is up to 19 MB.
-    """
+    """All processes, and what of their memory are weights: as many models as asked for and as the budget allows."""
 
     samples: dict[psutil.Process, Sample]
     weights_mb: float
@@ -184,7 +181,7 @@ def watch(live: Flock, duration_s: float) -> list[Moment]:
     began, found = time.monotonic(), list[Moment]()
     every_s = min(10.0, duration_s / 60)
     while (now := time.monotonic() - began) < duration_s:
-        weights_mb = sum(one["used_bytes"] + one["spare_bytes"] for one in _replicas(live)) / 1e6
+        weights_mb = sum(one["used_bytes"] for one in _replicas(live)) / 1e6
         samples: dict[psutil.Process, Sample] = {}
         for process in (service, *service.children(recursive=True)):
             with suppress(psutil.Error), process.oneshot():

@@ -185,12 +185,6 @@ class _Place:
             self._spare[self.size] = self
 
 
-def spare_bytes() -> int:
-    """Of this process, kept ready for slots to come: one of each size, and after a load of that size alone."""
-    with _Place._lock:
-        return sum(_Place._spare)
-
-
 def slot_bytes(shape: GPT2Shape, weights: str, *, tied: bool) -> int:
     """Bytes of one slot."""
     loaded = library()
