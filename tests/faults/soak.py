@@ -35,6 +35,7 @@ _T = 2.228  # of Student's distribution: 95 % with `NUM_BLOCKS` - 2 degrees of f
 _MIN_SLOPE = 1.0  # MB/h: less is no leak
 _FDS = 2
 _WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long: what is compared are three whole ones
+_SETTLES_S = 5.0
 _NUM_MODELS = 24
 _PLAN = """
 about = "Days of a few minutes, changing favourites among twice as many models as fit, hang-ups, training."
@@ -181,7 +182,7 @@ def watch(live: Flock, duration_s: float) -> list[Moment]:
     began, found = time.monotonic(), list[Moment]()
     every_s = min(10.0, duration_s / 60)
     while (now := time.monotonic() - began) < duration_s:
-        weights_mb = sum(one["used_bytes"] for one in _replicas(live)) / 1e6
+        weights_mb = _weights_mb(live)
         samples: dict[psutil.Process, Sample] = {}
         for process in (service, *service.children(recursive=True)):
             with suppress(psutil.Error), process.oneshot():
@@ -236,6 +237,17 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
         threads=least(blocks[-1], "threads") - least(blocks[0], "threads"),
         grown_mb={kind: round(mb, 1) for kind, mb in sorted(grown.items(), key=lambda item: -item[1])},
     )
+
+
+def _weights_mb(live: Flock) -> float:
+    """When no model is on its way in or out, if that is soon: those take less memory than they are counted for."""
+    until = time.monotonic() + _SETTLES_S
+    while True:
+        replicas = _replicas(live)
+        used = sum(one["used_bytes"] for one in replicas)
+        if used == sum(model["bytes"] for one in replicas for model in one["residents"]) or time.monotonic() > until:
+            return float(used) / 1e6
+        time.sleep(0.02)
 
 
 def _replicas(live: Flock) -> list[dict[str, Any]]:
