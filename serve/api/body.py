@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, TypeVar
 from urllib.parse import parse_qs
 
+import anyio
 import anyio.to_thread
 from fastapi import Request
 from pydantic import (
@@ -214,7 +215,8 @@ async def read_form(request: Request, service: Service, *, keeps: bool = True) -
             await _read_parts(request, reader, service.limits)
         yield Form(reader.parts)
     finally:
-        reader.close()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(reader.close)  # a disk that is busy lets who removes a file wait
 
 
 def _announced_bytes(request: Request) -> int:
@@ -282,7 +284,7 @@ class _FormReader:
         self.pending_bytes = 0
 
     def close(self) -> None:
-        """Closes all files and removes those that nobody took over."""
+        """Closes all files and removes those that nobody took over. Blocks on disk."""
         for file in self._open.values():
             with contextlib.suppress(OSError):  # what could not be written was told by `flush`
                 file.close()
