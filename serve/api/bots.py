@@ -5,7 +5,6 @@ Both are forms with one or more files named `archive`. No file outlives the requ
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from typing import Any
 
@@ -17,14 +16,15 @@ from starlette.responses import Response
 
 from serve.api.body import Form, Part, read_form
 from serve.api.described import takes_form
-from serve.api.files import keep
+from serve.api.files import stage
 from serve.api.fine_tuning import job_json
 from serve.api.job_request import BotForm, bare, from_form, read_idempotency_key
 from serve.api.quota import allowance
 from serve.api.service import Service
 from serve.api.status import invalid, json_reply
-from serve.errors import BadUpload, RookeryError
-from serve.types import BOT_PURPOSE, MAX_ARCHIVES, FileRecord, Job, Scope
+from serve.api.storage import room_of
+from serve.errors import BadUpload
+from serve.types import BOT_PURPOSE, MAX_ARCHIVES, Job, Scope
 
 _MAX_PREVIEWS = 2  # at once: reading archives takes a core each, and streams of texts need the rest
 
@@ -43,28 +43,26 @@ def router(service: Service) -> APIRouter:
         key, caller = read_idempotency_key(request), access.caller(request)
         async with read_form(request, service) as form:
             wanted = _read_bot(form)
-            kept: list[FileRecord] = []
-            job: Job | None = None
-            try:
-                for part in [*_archives(form), *_validation(form)]:
-                    kept.append(await keep(service, request, part, BOT_PURPOSE))
-                num_archives = len(_archives(form))
-                job_request = from_form(
-                    wanted,
-                    [record.id for record in kept[:num_archives]],
-                    validation=kept[-1].id if len(kept) > num_archives else None,
-                    default_base=service.default_base,
-                    caller=caller,
+            archives = [stage(service, request, part, BOT_PURPOSE) for part in _archives(form)]
+            validation = [stage(service, request, part, BOT_PURPOSE) for part in _validation(form)]
+            job_request = from_form(
+                wanted,
+                [file.id for file in archives],
+                validation=validation[0].id if validation else None,
+                default_base=service.default_base,
+                caller=caller,
+            )
+
+            def create() -> Job:
+                return service.jobs.create_job(
+                    job_request,
+                    idempotency_key=key,
+                    max_open=allowance(request).limits.jobs,
+                    staged=[*archives, *validation],
+                    check_room=room_of(service, request),
                 )
-                max_open = allowance(request).limits.jobs
-                create = partial(service.jobs.create_job, job_request, idempotency_key=key, max_open=max_open)
-                job = await anyio.to_thread.run_sync(create)
-            finally:
-                # They came for this job alone, and an earlier request of the same key has brought them before.
-                needed = _files_of(job)
-                with anyio.CancelScope(shield=True):
-                    await _drop(service, [record for record in kept if record.id not in needed])
-        return json_reply(job_json(job), 201)
+
+            return json_reply(job_json(await anyio.to_thread.run_sync(create)), 201)
 
     if (preview := service.preview) is not None:
         limiter = anyio.CapacityLimiter(_MAX_PREVIEWS)
@@ -122,13 +120,3 @@ def _read_bot(form: Form) -> BotForm:
         return BotForm.model_validate({**given, "handle": _handles(form), "metadata": metadata or None}, strict=False)
     except ValidationError as exc:
         raise invalid(exc) from exc
-
-
-def _files_of(job: Job | None) -> set[str | None]:
-    return set() if job is None else {job.request.validation_file, *(entry.file_id for entry in job.request.files)}
-
-
-async def _drop(service: Service, records: list[FileRecord]) -> None:
-    for record in records:
-        with contextlib.suppress(RookeryError):
-            await anyio.to_thread.run_sync(service.files.delete_file, record.id)

@@ -38,7 +38,12 @@ def router(service: Service) -> APIRouter:
             parts = form.files("file")
             if len(parts) != 1:
                 raise BadUpload(f"Send exactly one part named 'file', not {len(parts)}.", param="file")
-            return json_reply(file_json(await keep(service, request, parts[0])))
+            staged = stage(service, request, parts[0])
+
+            def keep() -> FileRecord:
+                return files.keep_files([staged], check_room=room_of(service, request))[0]
+
+            return json_reply(file_json(await anyio.to_thread.run_sync(keep)))
 
     @routes.get("", dependencies=reads)
     async def list_files(
@@ -73,21 +78,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def keep(service: Service, request: Request, part: Part, purpose: str = TRAINING_PURPOSE) -> FileRecord:
-    """Hands an uploaded part over to Files, as the caller's.
-
-    Raises: BadUpload when it is empty; QuotaExceeded, StoreUnavailable.
-    """
+def stage(service: Service, request: Request, part: Part, purpose: str = TRAINING_PURPOSE) -> FileRecord:
+    """An uploaded part as the caller's file, to be looked at before it is kept. Raises: BadUpload when it is empty."""
+    assert part.path is not None
     owner = service.access.caller(request).tenant
-
-    def create() -> FileRecord:
-        assert part.path is not None
-        if part.path.stat().st_size == 0:
-            raise BadUpload("The file is empty (0 bytes): choose the one that you downloaded.", param=part.name)
-        room = room_of(service, request)
-        return service.files.create_file(part.path, part.filename or "upload", purpose, owner, check_room=room)
-
-    return await anyio.to_thread.run_sync(create)
+    staged = service.files.stage_file(part.path, part.filename or "upload", purpose, owner)
+    if staged.num_bytes == 0:
+        raise BadUpload("The file is empty (0 bytes): choose the one that you downloaded.", param=part.name)
+    return staged
 
 
 def file_json(record: FileRecord) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -192,7 +192,20 @@ class Files(Protocol):
     def create_file(
         self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
     ) -> FileRecord:
-        """Takes `source` over (moves it). Raises: StoreUnavailable, and what `check_room` raises."""
+        """`stage_file` and `keep_files`, of one."""
+        ...
+
+    def stage_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
+        """`source` where it lies, with the id that it will have once it is kept; no other call knows it yet."""
+        ...
+
+    def keep_files(
+        self, staged: Sequence[FileRecord], *, check_room: CheckRoom | None = None
+    ) -> tuple[FileRecord, ...]:
+        """Takes them over (moves their bytes), all or none; they are one tenant's.
+
+        Raises: StoreUnavailable, and what `check_room` raises.
+        """
         ...
 
     def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
@@ -222,11 +235,18 @@ class Jobs(Protocol):
     """Training jobs. Methods block: call them from a thread."""
 
     def create_job(
-        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        max_open: int | None = None,
+        staged: Sequence[FileRecord] = (),
+        check_room: CheckRoom | None = None,
     ) -> Job:
         """Checks the files first. The same key with the same request gives the same job, created once.
 
-        `max_open`: how many of the owner's may not have ended; 0: any number, None: what is usual.
+        `max_open`: how many of the owner's may not have ended; 0: any number, None: what is usual. `staged`: files of
+        the request that are not kept yet; they are with a new job, as by `keep_files`, and are the caller's else.
         Raises: NotFound, BadUpload, TooFewTweets, InvalidRequest; Conflict for the key with another request;
         Overloaded for more open jobs than a caller may have.
         """

@@ -21,12 +21,12 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from serve.api.body import Form, Part, read_fields, read_form
-from serve.api.files import keep
+from serve.api.files import stage
 from serve.api.job_request import BotForm, bare, from_form
 from serve.api.quota import allowance
 from serve.api.service import Preview, Service
 from serve.api.status import BodyTooLarge, invalid, status_of
-from serve.api.storage import check_room
+from serve.api.storage import check_room, room_of
 from serve.errors import BadUpload, InvalidRequest, ModelNotFound, NotFound, RookeryError
 from serve.types import BOT_PURPOSE, FileRecord, Job, ModelInfo, Scope, Viewer
 from serve.web.pages import SECURITY, Pages, go, page_route
@@ -239,15 +239,13 @@ async def _take(service: Service, request: Request, looks: _Looks, uploads: Sequ
 
     Raises: BadUpload, InvalidRequest, QuotaExceeded, StoreUnavailable.
     """
-    kept: list[FileRecord] = []
+    staged = [stage(service, request, part, BOT_PURPOSE) for part, _ in uploads]
+    draft = Draft(tuple(file.id for file in staged), tuple(handle.strip() for _, handle in uploads))
+    await looks.at(staged, draft.handles if any(draft.typed_handles) else ())
     try:
-        for part, _ in uploads:
-            kept.append(await keep(service, request, part, BOT_PURPOSE))
-        draft = Draft(tuple(record.id for record in kept), tuple(handle.strip() for _, handle in uploads))
-        await looks.at(kept, draft.handles if any(draft.typed_handles) else ())
+        await anyio.to_thread.run_sync(lambda: service.files.keep_files(staged, check_room=room_of(service, request)))
     except BaseException:
-        with anyio.CancelScope(shield=True):
-            await _drop(service, kept)
+        looks.forget(draft.file_ids)
         raise
     return draft
 

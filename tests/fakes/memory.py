@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -189,19 +190,28 @@ class MemoryFiles:
         folder.mkdir()
         self.folder = folder
         self.records: dict[str, FileRecord] = {}
+        self._numbers = itertools.count()
         self._creating = threading.Lock()
 
     def create_file(
         self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
     ) -> FileRecord:
-        num_bytes = source.stat().st_size
+        return self.keep_files([self.stage_file(source, filename, purpose, owner)], check_room=check_room)[0]
+
+    def stage_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
+        id = f"file-{next(self._numbers)}"
+        return FileRecord(id, filename, source.stat().st_size, 1_700_000_000, purpose, source, owner)
+
+    def keep_files(
+        self, staged: Sequence[FileRecord], *, check_room: CheckRoom | None = None
+    ) -> tuple[FileRecord, ...]:
         with self._creating:
-            if check_room is not None:
-                check_room(self.bytes_of(owner), num_bytes)
-            id = f"file-{len(self.records)}"
-            path = source.rename(self.folder / id)
-            self.records[id] = FileRecord(id, filename, num_bytes, 1_700_000_000, purpose, path, owner)
-            return self.records[id]
+            if check_room is not None and staged:
+                check_room(self.bytes_of(staged[0].owner), sum(file.num_bytes for file in staged))
+            for file in staged:
+                path = file.path.rename(self.folder / file.id)
+                self.records[file.id] = dataclasses.replace(file, path=path)
+            return tuple(self.records[file.id] for file in staged)
 
     def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
         if file_id not in self.records or not viewer.may_change(self.records[file_id].owner):
@@ -240,27 +250,37 @@ class MemoryJobs:
         self.forgotten: list[str] = []
 
     def create_job(
-        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        max_open: int | None = None,
+        staged: Sequence[FileRecord] = (),
+        check_room: CheckRoom | None = None,
     ) -> Job:
-        contents = dataclasses.replace(request, files=tuple(map(self._content, request.files)), validation_file=None)
+        fresh = {file.id: file for file in staged}
+
+        def read(file: TrainingFile) -> TrainingFile:
+            record = fresh.get(file.file_id) or self.files.get_file(file.file_id)
+            return dataclasses.replace(file, file_id=record.path.read_bytes().hex())
+
+        contents = dataclasses.replace(request, files=tuple(map(read, request.files)), validation_file=None)
         if idempotency_key is not None and (request.owner, idempotency_key) in self.keys:
             first, id = self.keys[request.owner, idempotency_key]
             if contents != first:
                 raise Conflict("The key was used for another request.", param="idempotency-key")
             return self.jobs[id]
-        if request.validation_file is not None:
+        if request.validation_file is not None and request.validation_file not in fresh:
             self.files.get_file(request.validation_file)
         for file in request.files:
             if file.handle == "short":
                 raise TooFewTweets("@short has 3 tweets; at least 20 are needed.", param="training_file")
+        self.files.keep_files(staged, check_room=check_room)
         id = f"ftjob-{len(self.jobs)}"
         self.jobs[id] = Job(id, request, JobStatus.QUEUED, 1_700_000_000, request.seed or 0)
         if idempotency_key is not None:
             self.keys[request.owner, idempotency_key] = contents, id
         return self.jobs[id]
-
-    def _content(self, file: TrainingFile) -> TrainingFile:
-        return dataclasses.replace(file, file_id=self.files.get_file(file.file_id).path.read_bytes().hex())
 
     def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
         self.check_job(job_id, viewer)

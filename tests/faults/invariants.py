@@ -28,7 +28,7 @@ from serve.hub.claims import Claims
 from serve.store.model_files import content_hash
 from serve.store.revisions import Store
 from serve.store.validate import WEIGHTS, check_finite, check_folder
-from serve.training.jobs.store import sweep_uploads
+from serve.training.jobs.uploads import sweep_uploads
 from serve.types import JobStatus
 from tests.faults.traffic import Outcome
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,17 +10,20 @@ from serve.database.connection import Database
 from serve.errors import (
     BadUpload,
     Conflict,
+    Erased,
     InvalidRequest,
     ModelNotFound,
     NotFound,
     QuotaExceeded,
+    StoreUnavailable,
     TooFewTweets,
 )
 from serve.training.jobs import store as store_module
 from serve.training.jobs.queue import MAX_ATTEMPTS, Publication
 from serve.training.jobs.store import JobStore
-from serve.types import BOT_PURPOSE, Hyperparameters, JobRequest, JobStatus, TrainingFile
-from tests.training.making import BASE, Training
+from serve.training.preprocess import Preprocessed, preprocess
+from serve.types import BOT_PURPOSE, FileRecord, Hyperparameters, JobRequest, JobStatus, TrainingFile
+from tests.training.making import BASE, Training, made_up_texts
 
 ENDED = -1.0  # a lease that has ended when it begins
 
@@ -27,6 +31,11 @@ ENDED = -1.0  # a lease that has ended when it begins
 @pytest.fixture
 def training(training_on_both: Training) -> Training:
     return training_on_both
+
+
+def write(path: Path, *texts: str) -> Path:
+    path.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    return path
 
 
 # --- Files ------------------------------------------------------------------------------------------------
@@ -114,7 +123,79 @@ def test_what_uploads_that_broke_off_have_left_is_swept_after_a_day(
     assert sorted(uploads.iterdir()) == sorted([uploads / waiting, kept, other])
 
 
+def test_files_that_cannot_all_be_kept_are_none(training: Training, tmp_path: Path) -> None:
+    staged = [training.jobs.stage_file(write(tmp_path / name), name, BOT_PURPOSE, "ada") for name in ("a", "b")]
+    staged[1].path.unlink()
+    with pytest.raises(StoreUnavailable, match="keep an upload"):
+        training.jobs.keep_files(staged)
+    assert not any(training.options.uploads.iterdir())
+    assert training.jobs.bytes_of("ada") == 0
+
+
 # --- Creating ---------------------------------------------------------------------------------------------
+
+
+def bot_of(file: FileRecord) -> JobRequest:
+    return JobRequest(base_model=BASE, files=(TrainingFile(file.id, "ada"),))
+
+
+def test_a_job_takes_over_the_files_that_came_with_it(training: Training, tmp_path: Path) -> None:
+    staged = training.jobs.stage_file(write(tmp_path / "a", *made_up_texts(150)), "a.txt", BOT_PURPOSE, "ada")
+    job = training.jobs.create_job(bot_of(staged), staged=[staged])
+    kept = training.jobs.get_file(job.request.files[0].file_id)
+    assert (kept.filename, kept.num_bytes, kept.purpose, kept.owner) == ("a.txt", staged.num_bytes, BOT_PURPOSE, "ada")
+    assert kept.path.stat().st_size == staged.num_bytes and not staged.path.exists()
+
+
+def test_files_of_a_job_that_is_refused_are_not_touched(training: Training, tmp_path: Path) -> None:
+    def refuse(used: int, fresh: int) -> None:
+        raise QuotaExceeded(f"{used} and {fresh}")
+
+    unread = training.jobs.stage_file(write(tmp_path / "a", "too", "few"), "a.txt", BOT_PURPOSE)
+    with pytest.raises(TooFewTweets):
+        training.jobs.create_job(bot_of(unread), staged=[unread], check_room=refuse)
+    assert unread.path.exists()  # it was read where it lay
+    whole = training.jobs.stage_file(write(tmp_path / "b", *made_up_texts(150)), "b.txt", BOT_PURPOSE)
+    with pytest.raises(QuotaExceeded, match=f"0 and {whole.num_bytes}"):
+        training.jobs.create_job(bot_of(whole), staged=[whole], check_room=refuse)
+    assert training.jobs.list_files(limit=5).items == ()
+    assert not any(training.options.uploads.iterdir())
+
+
+def test_whoever_is_erased_while_their_posts_are_read_leaves_nothing(
+    training: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erased: set[str] = set()
+
+    def check_person(handle: str) -> None:
+        if handle in erased:
+            raise Erased("gone")
+
+    def read(*args: Any, **options: Any) -> Preprocessed:
+        found = preprocess(*args, **options)
+        erased.add("ada")
+        return found
+
+    monkeypatch.setattr(store_module, "preprocess", read)
+    jobs = JobStore(training.database, training.options.uploads, check_person=check_person)
+    staged = jobs.stage_file(write(tmp_path / "a", *made_up_texts(150)), "a.txt", BOT_PURPOSE)
+    with pytest.raises(Erased):
+        jobs.create_job(bot_of(staged), staged=[staged])
+    assert jobs.list_files(limit=5).items == () and jobs.list_jobs(limit=5).items == ()
+    assert not any(training.options.uploads.iterdir())
+
+
+def test_of_twins_that_come_at_once_one_keeps_its_files(training: Training, tmp_path: Path) -> None:
+    def create(number: int) -> str:
+        source = write(tmp_path / f"a-{number}", *made_up_texts(150))
+        staged = training.jobs.stage_file(source, "a.txt", BOT_PURPOSE)
+        return training.jobs.create_job(bot_of(staged), idempotency_key="once", staged=[staged]).id
+
+    with ThreadPoolExecutor(4) as threads:
+        (job_id,) = set(threads.map(create, range(4)))
+    (needed,) = training.jobs.get_job(job_id).request.files
+    assert [path.name for path in training.options.uploads.iterdir()] == [needed.file_id]
+    assert [file.id for file in training.jobs.list_files(limit=5).items] == [needed.file_id]
 
 
 def test_created_job_is_queued_with_its_counts_and_survives_a_restart(training: Training) -> None:

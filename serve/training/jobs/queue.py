@@ -23,7 +23,7 @@ from serve.database.connection import Database, patiently, read_clock_ms
 from serve.database.tables import CheckpointRow, DeliveryRow, FileRow, JobRow
 from serve.errors import Conflict
 from serve.training.jobs.rows import add_event, end_job, new_id, pause, to_job
-from serve.training.jobs.store import move_durably
+from serve.training.jobs.uploads import move_durably
 from serve.training.tracking.lineage import record_runs
 from serve.types import RESULTS_PURPOSE, Job, JobStatus, Run
 

@@ -6,12 +6,9 @@ Knows what makes a request for a job acceptable. Who works on a job is in `serve
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,8 +28,8 @@ from serve.database.tables import (
     JobRow,
     RunRow,
 )
-from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded, RookeryError, disk_error
-from serve.store.disk import make_folder, sync, translated
+from serve.errors import Conflict, InvalidRequest, ModelNotFound, NotFound, Overloaded
+from serve.store.disk import translated
 from serve.training.archives.tweets import as_handle
 from serve.training.dataset import NAMESPACE
 from serve.training.jobs.rows import (
@@ -55,6 +52,7 @@ from serve.training.jobs.rows import (
     to_job,
     turn_again,
 )
+from serve.training.jobs.uploads import ROWLESS_AFTER_S, make_private, sweep_uploads, take_over
 from serve.training.preprocess import PARAM, VALIDATION_PARAM, preprocess
 from serve.training.tracking.lineage import read_runs
 from serve.training.tracking.outbox import WAITING
@@ -85,17 +83,6 @@ MAX_SEED = 2**32 - 1  # what numpy takes, and so whoever trains on with another 
 # is no archive, or has too few tweets, is refused at once; a job of larger ones fails later with the same words.
 MAX_BYTES_READ_AT_ONCE = 64_000_000
 
-ROWLESS_AFTER_S = 600  # of bytes: their row comes at once, or their gateway has died; erasing finds no such bytes
-
-
-def sweep_uploads(uploads: Path, known: Collection[str], before: float) -> None:
-    """Deletes bytes of no row that nobody has written to since `before`, unix seconds: their gateway has died."""
-    for path in uploads.iterdir():
-        is_ours = path.name.startswith(("upload-", "file-")) and path.name not in known
-        with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
-            if is_ours and path.stat().st_ctime < before:  # of the last rename or write
-                path.unlink()
-
 
 class JobStore:
     """`Files` and `Jobs` over one database; the bytes of files lie in the folder `uploads`.
@@ -125,27 +112,26 @@ class JobStore:
     def create_file(
         self, source: Path, filename: str, purpose: str, owner: str = "", *, check_room: CheckRoom | None = None
     ) -> FileRecord:
-        """Takes `source` over (moves it); it is the tenant `owner`'s.
+        """`stage_file` and `keep_files`, of one."""
+        return self.keep_files([self.stage_file(source, filename, purpose, owner)], check_room=check_room)[0]
 
-        `check_room` is told how many bytes the tenant's files have, and how many this one; no other comes meanwhile.
+    def stage_file(self, source: Path, filename: str, purpose: str, owner: str = "") -> FileRecord:
+        """`source` where it lies, with the id that it will have once it is kept."""
+        return FileRecord(new_id("file"), filename, source.stat().st_size, 0, purpose, source, owner)
+
+    def keep_files(
+        self, staged: Sequence[FileRecord], *, check_room: CheckRoom | None = None
+    ) -> tuple[FileRecord, ...]:
+        """Takes them over (moves their bytes), all or none; they are one tenant's.
+
+        `check_room` is told how many bytes the tenant's files have, and how many these; no others come meanwhile.
         Raises: StoreUnavailable, and what `check_room` raises.
         """
-        file_id = new_id("file")
-        num_bytes = source.stat().st_size
-        move_durably(source, self._uploads / file_id)
-        try:
-            with self._database.write() as session:
-                if check_room is not None:
-                    take_lock(session, CREATION_LOCK)
-                    check_room(_bytes_of(session, owner), num_bytes)
-                now = read_clock_ms(session) // 1000
-                facts = {"filename": filename, "num_bytes": num_bytes, "created_at": now, "purpose": purpose}
-                row = FileRow(id=file_id, owner=owner, **facts)
-                session.add(row)
-                return self._file(row)
-        except RookeryError:
-            (self._uploads / file_id).unlink(missing_ok=True)
-            raise
+        with take_over(staged, self._uploads) as add_rows, self._database.write() as session:
+            if check_room is not None:
+                take_lock(session, CREATION_LOCK)
+                _check_bytes(session, staged, check_room)
+            return tuple(map(self._file, add_rows(session)))
 
     def get_file(self, file_id: str, viewer: Viewer = ALL_SEEING) -> FileRecord:
         """Raises: NotFound, also for a file that is not the viewer's."""
@@ -214,29 +200,41 @@ class JobStore:
     # --- Jobs ---------------------------------------------------------------------------------------------
 
     def create_job(
-        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
+        self,
+        request: JobRequest,
+        *,
+        idempotency_key: str | None = None,
+        max_open: int | None = None,
+        staged: Sequence[FileRecord] = (),
+        check_room: CheckRoom | None = None,
     ) -> Job:
         """Checks the request, and the archives themselves where they are not too large to read at once.
 
-        The same key from the same owner gives the job that it gave before, for a day.
+        The same key from the same owner gives the job that it gave before, for a day. `staged`: files of the request
+        that are not kept yet. They are, with a new job, as by `keep_files`; else they stay where they lie, or go.
         Raises: NotFound, ModelNotFound, BadUpload, TooFewTweets, InvalidRequest, Erased, Overloaded, StoreUnavailable;
         Conflict for a key that came with another request.
         """
         check_request(request)
-        digest = self._digest(request) if idempotency_key else ""
+        fresh = {file.id: file for file in staged}
+        digest = self._digest(request, fresh) if idempotency_key else ""
         if idempotency_key:
             with self._database.read() as session:
                 if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
         self._check_base(request.base_model, request.viewer)
-        status, result = self._validate_files(request)
-        with self._database.write() as session:
+        status, result, people = self._validate_files(request, fresh)
+        with take_over(staged, self._uploads) as add_files, self._database.write() as session:
             take_lock(session, CREATION_LOCK)
             if idempotency_key:  # again: its twin may have been quicker
                 if (known := find_by_key(session, request.owner, idempotency_key, digest)) is not None:
                     return to_job(known)
                 forget_old_keys(session)
             self._check_room(session, request.owner, self._max_jobs_per_key if max_open is None else max_open)
+            if check_room is not None:
+                _check_bytes(session, staged, check_room)
+            self._check_people(people)  # here, for they may have been erased while their posts were read
+            add_files(session)
             row = add_job(session, request, status, result)
             if idempotency_key:
                 session.add(
@@ -250,36 +248,43 @@ class JobStore:
                 )
             return to_job(row)
 
-    def _validate_files(self, request: JobRequest) -> tuple[JobStatus, dict[str, Any]]:
-        """The status and result that the new job begins with."""
-        viewer, judge_by = request.viewer, request.validation_file
-        files = [self._training_file(entry.file_id, viewer) for entry in request.files]
-        validation = None if judge_by is None else self._training_file(judge_by, viewer, VALIDATION_PARAM)
+    def _validate_files(
+        self, request: JobRequest, fresh: Mapping[str, FileRecord]
+    ) -> tuple[JobStatus, dict[str, Any], Collection[str | None]]:
+        """The status and result that the new job begins with, and whose posts these are, as far as is known.
+
+        `fresh`: by id, the files that are not kept yet.
+        """
+
+        def find(file_id: str, param: str = PARAM) -> FileRecord:
+            return fresh.get(file_id) or self._training_file(file_id, request.viewer, param)
+
+        files = [find(entry.file_id) for entry in request.files]
+        validation = None if request.validation_file is None else find(request.validation_file, VALIDATION_PARAM)
         handles = [entry.handle for entry in request.files]
         self._check_people(handles)
         if sum(file.num_bytes for file in (*files, validation) if file) > MAX_BYTES_READ_AT_ONCE:
-            return JobStatus.VALIDATING, {}
+            return JobStatus.VALIDATING, {}, handles
         data = preprocess(list(zip(files, handles, strict=True)), suffix=request.suffix, validation=validation)
-        self._check_people(data.sources)
-        return JobStatus.QUEUED, {"counts": data.counts, "handles": data.said}
+        return JobStatus.QUEUED, {"counts": data.counts, "handles": data.said}, (*handles, *data.sources)
 
     def _check_people(self, handles: Iterable[str | None]) -> None:
         with translated("look up who was erased"):
             for bare in filter(None, map(as_handle, handles)):
                 self._check_person(bare)
 
-    def _digest(self, request: JobRequest) -> str:
+    def _digest(self, request: JobRequest, fresh: Mapping[str, FileRecord]) -> str:
         """Of all that makes two requests the same. A bot's archives, sent anew with each request, count by content."""
         asked = asdict(request)
         for entry in asked["files"]:
-            entry["file_id"] = self._identity(entry["file_id"])
+            entry["file_id"] = self._identity(entry["file_id"], fresh)
         if asked["validation_file"] is not None:
-            asked["validation_file"] = self._identity(asked["validation_file"])
+            asked["validation_file"] = self._identity(asked["validation_file"], fresh)
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
-    def _identity(self, file_id: str) -> str:
+    def _identity(self, file_id: str, fresh: Mapping[str, FileRecord]) -> str:
         with contextlib.suppress(NotFound, FileNotFoundError):
-            file = self.get_file(file_id)
+            file = fresh.get(file_id) or self.get_file(file_id)
             if file.purpose == BOT_PURPOSE:
                 with file.path.open("rb") as stream:
                     return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -472,6 +477,11 @@ def _bytes_of(session: Session, owner: str) -> int:
     return session.scalar(select(func.sum(FileRow.num_bytes)).where(FileRow.owner == owner)) or 0
 
 
+def _check_bytes(session: Session, staged: Sequence[FileRecord], check_room: CheckRoom) -> None:
+    for owner in {file.owner for file in staged}:
+        check_room(_bytes_of(session, owner), sum(file.num_bytes for file in staged))
+
+
 def check_request(request: JobRequest) -> None:
     """Everything that can be said without opening a file. Raises: InvalidRequest."""
     if not 1 <= len(request.files) <= MAX_ARCHIVES:
@@ -508,32 +518,3 @@ def _check_id(text: str, param: str) -> None:
             "letter or digit.",
             param=param,
         ) from exc
-
-
-# --- On the disk ---------------------------------------------------------------------------------------
-
-
-def make_private(folder: Path) -> None:
-    """There is such a folder, for the service's own user alone: what people sent lies there."""
-    make_folder(folder)
-    with contextlib.suppress(PermissionError):  # another user's, who shares it
-        folder.chmod(0o700)
-
-
-def move_durably(source: Path, target: Path) -> None:
-    """Rename, or copy across file systems; on disk when it returns. Raises: StoreUnavailable."""
-    part = target.with_name(target.name + ".part")
-    try:
-        try:
-            os.replace(source, part)
-        except OSError as exc:
-            if exc.errno != errno.EXDEV:
-                raise
-            shutil.copyfile(source, part)
-            source.unlink()
-        sync(part)
-        os.replace(part, target)
-        sync(target.parent)
-    except OSError as exc:
-        part.unlink(missing_ok=True)
-        raise disk_error("keep an upload", exc) from exc

@@ -26,7 +26,8 @@ from serve.store.revisions import Store
 from serve.training.jobs.gauges import count_into
 from serve.training.jobs.options import RunOptions
 from serve.training.jobs.queue import Claim, JobQueue
-from serve.training.jobs.store import JobStore, make_private
+from serve.training.jobs.store import JobStore
+from serve.training.jobs.uploads import make_private
 from serve.training.tracking.deliver import Deliverer
 from serve.types import Job, JobStatus
 
