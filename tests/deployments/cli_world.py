@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,11 +41,9 @@ class ScriptedJobs(MemoryJobs):
         self.script = [JobStatus.QUEUED, JobStatus.RUNNING, end]
         self.requests: list[JobRequest] = []
 
-    def create_job(
-        self, request: JobRequest, *, idempotency_key: str | None = None, max_open: int | None = None
-    ) -> Job:
+    def create_job(self, request: JobRequest, **options: Any) -> Job:
         self.requests.append(request)
-        return super().create_job(request, idempotency_key=idempotency_key, max_open=max_open)
+        return super().create_job(request, **options)
 
     def get_job(self, job_id: str, viewer: Viewer = ALL_SEEING) -> Job:
         if not self.script:

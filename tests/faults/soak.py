@@ -9,6 +9,7 @@ ten seconds memory, open files and threads of all processes that are there from 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import math
@@ -36,7 +37,9 @@ _MIN_SLOPE = 1.0  # MB/h: less is no leak
 _FDS = 2
 _WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long: what is compared are three whole ones
 _SETTLES_S = 5.0
+_NUM_LONG = 64  # texts at once, more than two generators have places for
 _NUM_MODELS = 24
+_FAMILY = "flock/"  # of all models that are large enough to count; those that are trained here are of some 200 kB
 _PLAN = """
 about = "Days of a few minutes, changing favourites among twice as many models as fit, hang-ups, training."
 duration_s = {duration_s}
@@ -123,7 +126,7 @@ class Soaked:
 def soak(folder: Path, minutes: float) -> Soaked:
     """Starts a service of two generators, two gateways and a trainer in `folder`, and leaves nothing running."""
     duration_s = 60 * minutes
-    models = [*MODELS, *(f"flock/many{number}" for number in range(_NUM_MODELS - len(MODELS)))]
+    models = [*MODELS, *(f"{_FAMILY}many{number}" for number in range(_NUM_MODELS - len(MODELS)))]
     plan = folder / "soak.toml"
     jobs = max(1, int(duration_s // 300))
     plan.write_text(
@@ -132,6 +135,8 @@ def soak(folder: Path, minutes: float) -> Soaked:
     with flock(folder / "data", ROOKERY_MEMORY_BYTES=str(126_000_000)) as live:
         for number, model in enumerate(models[len(MODELS) :]):
             publish(live, model, seed=100 + number)
+        asyncio.run(fill(live, MODELS, context=256))
+        asyncio.run(fill(live, models[len(MODELS) :], context=512))
         command = [sys.executable, "-m", "loadtest", "run", str(plan), "--url", live.url, "--json"]
         load = subprocess.Popen([*command, "--models", ",".join(models)], stdout=subprocess.PIPE, text=True)
         try:
@@ -145,6 +150,20 @@ def soak(folder: Path, minutes: float) -> Soaked:
     return judge(samples, minutes, figures, len(made))
 
 
+async def fill(live: Flock, models: Sequence[str], *, context: int) -> None:
+    """All places of all generators for models of one layout, each with a text of `context` tokens.
+
+    Keys and values take memory when they are first written: in ordinary use they go on doing so for hours, as now and
+    then more texts than ever are written at once, or a longer one.
+    """
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=live.url, timeout=600, limits=limits) as client, asyncio.TaskGroup() as group:
+        for number, model in zip(range(_NUM_LONG), itertools.cycle(models), strict=False):
+            length = {"max_tokens": context - 1, "min_tokens": context - 1}
+            asked = client.post("/v1/completions", json={"model": model, "prompt": "I", "seed": number, **length})
+            group.create_task(asked)
+
+
 @contextmanager
 def churn(live: Flock) -> Iterator[list[str]]:
     """Every few seconds a model is published, asked, and deleted; those that were."""
@@ -155,7 +174,7 @@ def churn(live: Flock) -> Iterator[list[str]]:
     def work() -> None:
         try:
             for number in itertools.count():
-                model = f"flock/passing{number % 7}"
+                model = f"{_FAMILY}passing{number % 7}"
                 publish(live, model, seed=1000 + number)
                 ask_status(live, model)
                 httpx.delete(f"{live.url}/v1/models/{model}", timeout=60)
@@ -240,14 +259,16 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
 
 
 def _weights_mb(live: Flock) -> float:
-    """When no model is on its way in or out, if that is soon: those take less memory than they are counted for."""
+    """What they take, not what they are counted for, which is more while one is on its way, and where one is tiny."""
     until = time.monotonic() + _SETTLES_S
     while True:
         replicas = _replicas(live)
-        used = sum(one["used_bytes"] for one in replicas)
-        if used == sum(model["bytes"] for one in replicas for model in one["residents"]) or time.monotonic() > until:
-            return float(used) / 1e6
+        residents = [model for one in replicas for model in one["residents"]]
+        is_settled = sum(one["used_bytes"] for one in replicas) == sum(model["bytes"] for model in residents)
+        if is_settled or time.monotonic() > until:
+            break
         time.sleep(0.02)
+    return float(sum(model["bytes"] for model in residents if model["model"].startswith(_FAMILY))) / 1e6
 
 
 def _replicas(live: Flock) -> list[dict[str, Any]]:
