@@ -39,7 +39,6 @@ _WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long
 _SETTLES_S = 5.0
 _NUM_LONG = 64  # texts at once, more than two generators have places for
 _NUM_MODELS = 24
-_FAMILY = "flock/"  # of all models that are large enough to count; those that are trained here are of some 200 kB
 _PLAN = """
 about = "Days of a few minutes, changing favourites among twice as many models as fit, hang-ups, training."
 duration_s = {duration_s}
@@ -126,7 +125,7 @@ class Soaked:
 def soak(folder: Path, minutes: float) -> Soaked:
     """Starts a service of two generators, two gateways and a trainer in `folder`, and leaves nothing running."""
     duration_s = 60 * minutes
-    models = [*MODELS, *(f"{_FAMILY}many{number}" for number in range(_NUM_MODELS - len(MODELS)))]
+    models = [*MODELS, *(f"flock/many{number}" for number in range(_NUM_MODELS - len(MODELS)))]
     plan = folder / "soak.toml"
     jobs = max(1, int(duration_s // 300))
     plan.write_text(
@@ -174,7 +173,7 @@ def churn(live: Flock) -> Iterator[list[str]]:
     def work() -> None:
         try:
             for number in itertools.count():
-                model = f"{_FAMILY}passing{number % 7}"
+                model = f"flock/passing{number % 7}"
                 publish(live, model, seed=1000 + number)
                 ask_status(live, model)
                 httpx.delete(f"{live.url}/v1/models/{model}", timeout=60)
@@ -259,16 +258,14 @@ def judge(moments: Sequence[Moment], minutes: float, figures: dict[str, Any], ch
 
 
 def _weights_mb(live: Flock) -> float:
-    """What they take, not what they are counted for, which is more while one is on its way, and where one is tiny."""
+    """When no model is on its way in or out, if that is soon: those take less memory than they are counted for."""
     until = time.monotonic() + _SETTLES_S
     while True:
         replicas = _replicas(live)
-        residents = [model for one in replicas for model in one["residents"]]
-        is_settled = sum(one["used_bytes"] for one in replicas) == sum(model["bytes"] for model in residents)
-        if is_settled or time.monotonic() > until:
-            break
+        used = sum(one["used_bytes"] for one in replicas)
+        if used == sum(model["bytes"] for one in replicas for model in one["residents"]) or time.monotonic() > until:
+            return float(used) / 1e6
         time.sleep(0.02)
-    return float(sum(model["bytes"] for model in residents if model["model"].startswith(_FAMILY))) / 1e6
 
 
 def _replicas(live: Flock) -> list[dict[str, Any]]:
