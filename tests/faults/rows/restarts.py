@@ -149,7 +149,8 @@ def rolled(folder: Path, share: float) -> Measured:
     with open_stage(folder) as stage:
         with stage.load(str(plan)) as load:
             for number in range(num_restarts):
-                stage.cluster.deploy(serve_config(settings={"max_sequences": 32 + number}))
+                places = Settings().max_sequences + 1 + number  # another number is reason enough to start all anew
+                stage.cluster.deploy(serve_config(settings={"max_sequences": places}))
                 stage.wait_until_whole()
         restarts, drained = load.outcome(), run_drain(stage)
     num_requests, num_failed = restarts.requests + drained.requests, restarts.failed + drained.failed
