@@ -314,7 +314,7 @@ def _deploy(plan: Plan, device: str) -> Literal["gpu", "cpu"]:
     from deployments.app import APP_NAME, AppArgs, build
 
     logging.getLogger("ray.serve").setLevel(logging.INFO if plan.verbose else logging.WARNING)
-    serve.start(http_options={"host": HOST, "port": plan.port})
+    serve.start(http_options={"host": HOST, "port": plan.port, "keep_alive_timeout_s": haproxy.KEEP_ALIVE_S})
     has_gpu = device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0
     if device == "cuda" and not has_gpu:
         raise CannotStart("ROOKERY_DEVICE is cuda, but no GPU was found here; use auto or cpu.")

@@ -6,6 +6,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -18,14 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
+from deployments import ray_env
 from deployments.haproxy import (
     _BODY_S,
     _MAX_JSON_BYTES,
     _VANISHED_S,
     CALLER_HEADER,
+    KEEP_ALIVE_S,
     amend,
     close_to_others,
     find_haproxy,
@@ -233,6 +237,7 @@ def test_each_amendment_finds_its_place_in_what_ray_writes(tmp_path: Path) -> No
     assert amended.count(f" {FOLDER}/503.http\n") == 4
     assert "retry-on conn-failure empty-response\n" in amended
     assert "500.http" not in amended
+    assert set(re.findall(r"timeout http-keep-alive (\S+)", amended)) == {"90s"}
 
 
 def test_paths_of_sockets_are_short_enough_for_the_system() -> None:
@@ -359,6 +364,11 @@ def test_it_is_as_patient_as_a_gateway() -> None:
     assert Limits().json_read_s == _BODY_S
     assert Limits().json_bytes == _MAX_JSON_BYTES
     assert Limits().read_s <= _VANISHED_S
+
+
+def test_gateways_forget_connections_soon_that_carry_one_request() -> None:
+    configs = [yaml.safe_load(path.read_text()) for path in Path(ray_env.__file__).parent.glob("*.yaml")]
+    assert {config["http_options"]["keep_alive_timeout_s"] for config in configs} == {KEEP_ALIVE_S}
 
 
 def test_a_gateway_is_told_who_calls_whatever_they_say_themselves(tmp_path: Path, binary: str) -> None:
