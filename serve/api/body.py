@@ -215,8 +215,9 @@ async def read_form(request: Request, service: Service, *, keeps: bool = True) -
             await _read_parts(request, reader, service.limits)
         yield Form(reader.parts)
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(reader.close)  # a disk that is busy lets who removes a file wait
+        if reader.has_written:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(reader.close)  # a disk that is busy lets who removes a file wait
 
 
 def _announced_bytes(request: Request) -> int:
@@ -235,7 +236,8 @@ async def _read_parts(request: Request, reader: _FormReader, limits: Limits) -> 
             parser.write(chunk)
             if reader.pending_bytes >= _WRITE_BYTES:
                 await anyio.to_thread.run_sync(reader.flush)
-        await anyio.to_thread.run_sync(reader.flush)
+        if reader.pending:
+            await anyio.to_thread.run_sync(reader.flush)
         parser.finalize()
     except FormParserError as exc:
         raise BadUpload("The form cannot be read: its parts do not follow multipart/form-data.") from exc
@@ -254,7 +256,7 @@ class _FormReader:
         self._header = (bytearray(), bytearray())
         self._headers: dict[bytes, bytes] = {}
         self._value = bytearray()
-        self._pending: list[tuple[Path, bytes]] = []
+        self.pending: list[tuple[Path, bytes]] = []
         self._open: dict[Path, IO[bytes]] = {}
 
     def callbacks(self) -> dict[str, Any]:
@@ -272,7 +274,7 @@ class _FormReader:
     def flush(self) -> None:
         """Writes what waits. Blocks on disk. Raises: StoreUnavailable."""
         try:
-            for path, data in self._pending:
+            for path, data in self.pending:
                 if path not in self._open:
                     self._open[path] = path.open("xb")
                 self._open[path].write(data)
@@ -280,8 +282,12 @@ class _FormReader:
                 file.flush()
         except OSError as exc:
             raise disk_error("keep an upload", exc) from exc
-        self._pending.clear()
+        self.pending.clear()
         self.pending_bytes = 0
+
+    @property
+    def has_written(self) -> bool:
+        return bool(self._open)
 
     def close(self) -> None:
         """Closes all files and removes those that nobody took over. Blocks on disk."""
@@ -307,14 +313,14 @@ class _FormReader:
         if (filename := options.get(b"filename")) is not None:
             part.filename = _file_name(filename)
             part.path = self._folder / f"upload-{secrets.token_hex(16)}"
-            self._pending.append((part.path, b""))  # an empty file is a file too
+            self.pending.append((part.path, b""))  # an empty file is a file too
         self._value.clear()
         self.parts.append(part)
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self.parts[-1]
         if part.path is not None:
-            self._pending.append((part.path, data[start:end]))
+            self.pending.append((part.path, data[start:end]))
             self.pending_bytes += end - start
             return
         self._value += data[start:end]
