@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import random
 import time
@@ -136,6 +137,8 @@ async def fuzz(
             await send(number, http_level.loris(random.Random(f"{seed}:{number}"), surface))
 
     known = corpus()
+    gc.collect()
+    gc.freeze()  # what is here already, torch among it, is not to be looked through while an answer is waited for
     probing = asyncio.create_task(probe.run())
     slow = iter(range(num_cases, num_cases + num_loris))
     try:
