@@ -2,7 +2,8 @@
 
     python -m tests.faults.soak --minutes 30        # ends with one JSON line
 
-More models than fit, favourites that change, readers who hang up, models that are made and deleted, and training. Every
+First each place that a generator has writes a text as long as the context, for what is laid out then takes memory. Then
+more models than fit, favourites that change, readers who hang up, models that are made and deleted, and training. Every
 ten seconds memory, open files and threads of all processes that are there from the beginning to the end are added up.
 """
 
