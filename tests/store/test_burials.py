@@ -32,7 +32,7 @@ def test_a_tombstone_is_of_a_name_in_any_case_and_does_not_say_it(tmp_path: Path
     assert found is not None and (found.why, found.by, found.reason) == ("deleted", "key-1", "it was asked")
     assert len(words) == 2 and found.word in words
     [path] = (tmp_path / "tombstones").iterdir()
-    assert "ada" not in (path.name + path.read_text()).lower()
+    assert "ada" not in (path.name + path.read_text().replace(found.word, "")).lower()
     assert tombstones.find("x/bob") is None
     assert tombstones.lift("x/ada") and tombstones.find(ADA) is None
 

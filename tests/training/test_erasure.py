@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +106,11 @@ def tellings(training: Training) -> dict[str, tuple[str, int]]:
 
 
 def rows_with(training: Training, needle: str) -> list[str]:
-    """Tables that say it anywhere."""
+    """Tables that say it anywhere but within the digits of an id, where "ada" stands by chance now and then."""
+    said = re.compile(f"(?<![0-9a-f]){re.escape(needle)}(?![0-9a-f])")
     with training.database.read() as session:
         tables = inspect(session.connection()).get_table_names()
-        return [table for table in tables if needle in str(session.execute(text(f"SELECT * FROM {table}")).all())]
+        return [table for table in tables if said.search(str(session.execute(text(f"SELECT * FROM {table}")).all()))]
 
 
 def files_with(folder: Path, needle: str) -> list[Path]:
