@@ -27,6 +27,8 @@ COMMON = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a dead proxy is back after 6 s, not 30
     # It may start beside generators that read their models: by Ray's 5 s it was killed and started anew for 90 s.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Of glibc, not of Ray: by its own 8 a core, threads that come and go fill one heap after the other for days.
+    "MALLOC_ARENA_MAX": "2",
 }
 
 # Ray's own lines are in files of Ray's. What is logged for people to read is ours, by other ways: see
