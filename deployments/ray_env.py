@@ -35,8 +35,9 @@ COMMON = {
 # `deployments/README.md`.
 QUIET = {"RAY_SERVE_LOG_TO_STDERR": "0"}
 # Two lines for each request, where nobody reads them, cost 32 streams of 60 tokens 5 % of their tokens a second: a
-# thousand are written at a time, and at once from the first error on. A cluster's configuration has none written.
-SELDOM = {"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000"}
+# hundred are written at a time, and at once from the first error on; a thousand took 2 MB of each process. A cluster's
+# configuration has none written.
+SELDOM = {"RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "100"}
 # All lines are shown: Ray would leave out those of one replica that look like another's.
 VERBOSE = {"RAY_DEDUP_LOGS": "0"}
 
@@ -46,6 +47,7 @@ LAPTOP = {
     # metrics, which nothing here would read, are not gathered.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",  # nor are calls between processes, 100,000 of which Ray would keep
 }
 
 CLUSTER = {

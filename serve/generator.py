@@ -58,6 +58,7 @@ log = get_logger()
 
 _STOPPED = "The generation was stopped."
 _NUM_EVICTIONS = 50  # that are shown
+_STOPS_KEPT_S = 86_400.0  # longer than a request waits, by far
 _GAUGES_S = 1.0
 _SWEEP_S = 600.0
 # Without a step, or a sign that it could, an engine is given up. A step of GPT-2 small takes 0.1 s at most on two
@@ -163,7 +164,12 @@ class LocalGenerator:
         if at_once:
             await self._stop_texts(wanted)
         await self._locator.forget(wanted)
-        await self._pool.forget(lambda key: key.partition("@")[0].lower() == wanted)
+
+        def is_its(key: str) -> bool:
+            return key.partition("@")[0].lower() == wanted
+
+        self._loader.forget(is_its)
+        await self._pool.forget(is_its)
         if self._copies is not None:  # after what is in memory, which matters more
             await asyncio.to_thread(self._copies.forget, wanted)
 
@@ -250,7 +256,9 @@ class LocalGenerator:
     async def _stop_texts(self, wanted: str) -> None:
         """Those by a model that was deleted or disabled, also of requests that wait for its weights."""
         error = await asyncio.to_thread(self._store.why_stopped, wanted)
-        self._stopped[wanted] = time.monotonic(), error
+        now = time.monotonic()
+        self._stopped = {one: stop for one, stop in self._stopped.items() if now - stop[0] < _STOPS_KEPT_S}
+        self._stopped[wanted] = now, error
         for call in {call for call in self._calls.values() if call.origin.model_id.lower() == wanted}:
             call.stop(error)
             self._engine.cancel(call.sequences)

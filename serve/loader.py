@@ -11,7 +11,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -128,6 +128,12 @@ class EngineLoader:
                 if len(self._facts) > MAX_FACTS:
                     self._facts.popitem(last=False)
         return facts
+
+    def forget(self, match: Callable[[str], bool]) -> None:
+        """Of matching keys they are read anew."""
+        with self._facts_lock:
+            for key in [key for key in self._facts if match(key)]:
+                del self._facts[key]
 
     def _read_facts(self, key: str) -> Facts:
         folder = self._store.resolve(key).path

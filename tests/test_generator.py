@@ -205,6 +205,21 @@ async def test_the_last_evictions_are_told_with_their_reasons_the_newest_first(
     await small.close()
 
 
+async def test_what_is_forgotten_leaves_nothing_behind(
+    generator: LocalGenerator, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
+    (kept,) = generator._loader._facts
+    monkeypatch.setattr(generator_module, "_STOPS_KEPT_S", 0.0)
+    for number in range(3):
+        write_tiny_gpt2(data / "models" / "test" / f"Passing{number}")
+        await collect(generator, GenerationRequest(f"test/Passing{number}", ("a",), {"max_new_tokens": 1}))
+        generator._store.disable(f"test/Passing{number}")
+        await generator.forget(f"TEST/passing{number}", at_once=True)
+    assert list(generator._loader._facts) == [kept] and list(generator._stopped) == ["test/passing2"]
+    assert await collect(generator, GenerationRequest("test/m0", ("a",), {"max_new_tokens": 1}))
+
+
 async def test_the_seed_and_index_decide_the_text_not_the_company(generator: LocalGenerator) -> None:
     request = GenerationRequest("test/m0", ("My dream is",), {"max_new_tokens": 12, "ignore_eos": True}, seed=5)
     (alone,) = await collect(generator, request)
