@@ -47,7 +47,6 @@ LAPTOP = {
     # metrics, which nothing here would read, are not gathered.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",  # nor are calls between processes, 100,000 of which Ray would keep
 }
 
 CLUSTER = {
