@@ -35,7 +35,7 @@ from tests.faults.rows.model import ask_status, publish
 NUM_BLOCKS = 12
 _T = 2.228  # of Student's distribution: 95 % with `NUM_BLOCKS` - 2 degrees of freedom
 _MIN_SLOPE = 1.0  # MB/h: less is no leak
-_FDS = 2
+_MOST_MORE = 2  # open files or threads
 _WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long: what is compared are three whole ones
 _SETTLES_S = 5.0
 # Ray closes a connection that nobody used for half an hour, some 45 of the first minute at once: here in the warm-up.
@@ -119,7 +119,8 @@ class Soaked:
 
     @property
     def is_flat(self) -> bool:
-        return self.mb_per_hour - self.mb_per_hour_interval <= _MIN_SLOPE and abs(self.fds) <= _FDS
+        no_slope = self.mb_per_hour - self.mb_per_hour_interval <= _MIN_SLOPE
+        return no_slope and abs(self.fds) <= _MOST_MORE and abs(self.threads) <= _MOST_MORE
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "flat": self.is_flat}

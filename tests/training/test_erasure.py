@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -106,11 +105,10 @@ def tellings(training: Training) -> dict[str, tuple[str, int]]:
 
 
 def rows_with(training: Training, needle: str) -> list[str]:
-    """Tables that say it anywhere but within the digits of an id, where "ada" stands by chance now and then."""
-    said = re.compile(f"(?<![0-9a-f]){re.escape(needle)}(?![0-9a-f])")
+    """Tables that say it anywhere. Say none of hexadecimal digits alone: ids have those by chance."""
     with training.database.read() as session:
         tables = inspect(session.connection()).get_table_names()
-        return [table for table in tables if said.search(str(session.execute(text(f"SELECT * FROM {table}")).all()))]
+        return [table for table in tables if needle in str(session.execute(text(f"SELECT * FROM {table}")).all())]
 
 
 def files_with(folder: Path, needle: str) -> list[Path]:
@@ -336,22 +334,22 @@ def test_while_a_tracker_is_told_nothing_is_lost_by_which_the_rest_is_found(
     training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting, "PATIENCE_S", 0.0)
-    publish(training, ADA, handles=["ada"])
-    job = training.jobs.create_job(JobRequest(BASE, (TrainingFile(upload(training), "ada"),)))
+    publish(training, "huggingtweets/rosa", handles=["rosa"])
+    job = training.jobs.create_job(JobRequest(BASE, (TrainingFile(upload(training), "rosa"),)))
     told(training, job.id, "waiting", 1)  # the first telling: nothing is in the folder yet
     folder = training.options.data_dir / "trackers" / "trackio"
     with alone(training.options.data_dir):
-        removed = erase(training, "ada")
+        removed = erase(training, "rosa")
         assert "is being told" in removed.message and set(removed.tiers) == {"models", "uploads"}
         folder.mkdir()
         (folder / "run").write_text(CANARY)
-    assert eraser_of(training).find("ada", ALL_SEEING).jobs == (job.id,) and tellings(training) == {
+    assert eraser_of(training).find("rosa", ALL_SEEING).jobs == (job.id,) and tellings(training) == {
         job.id: ("waiting", 1)
     }
-    removed = erase(training, "ada")
+    removed = erase(training, "rosa")
     assert removed.message == "" and removed.tiers["trackers"].count == 1
     assert removed.unreached == (f"trackio may have been told a part of job {job.id}.",)
-    assert tellings(training) == {} and not folder.exists() and not rows_with(training, "ada")
+    assert tellings(training) == {} and not folder.exists() and not rows_with(training, "rosa")
 
 
 def test_only_others_are_told_again_and_who_was_never_told_is_not_waited_for(

@@ -64,7 +64,7 @@ def overload(folder: Path, share: float) -> Measured:
 @row(
     "F28",
     did="30 minutes of changing favourites, hang-ups, imports, deletions and training",
-    expected="memory flat after the warm-up: 1 MB/h is within the interval of the slope; open files +- 2",
+    expected="memory flat after the warm-up: 1 MB/h is within the interval of the slope; open files, threads +- 2",
     minutes=33,
 )
 def soaked(folder: Path, share: float) -> Measured:
