@@ -39,7 +39,7 @@ _MOST_MORE = 2  # open files or threads
 _WARM_SHARE = 0.25  # of the time, before anything is compared; a day is as long: what is compared are three whole ones
 _SETTLES_S = 5.0
 # Ray closes a connection that nobody used for half an hour, some 45 of the first minute at once: here in the warm-up.
-_SWITCHES = {"RAY_grpc_client_idle_timeout_ms": "60000"}
+_IDLE_MS = "60000"
 _NUM_LONG = 64  # texts at once, more than two generators have places for
 _NUM_MODELS = 24
 _PLAN = """
@@ -135,7 +135,9 @@ def soak(folder: Path, minutes: float) -> Soaked:
     plan.write_text(
         _PLAN.format(duration_s=duration_s, period_s=max(60, _WARM_SHARE * duration_s), count=len(models), jobs=jobs)
     )
-    with flock(folder / "data", ROOKERY_MEMORY_BYTES=str(126_000_000), **_SWITCHES) as live:
+    with flock(
+        folder / "data", ROOKERY_MEMORY_BYTES=str(126_000_000), RAY_grpc_client_idle_timeout_ms=_IDLE_MS
+    ) as live:
         for number, model in enumerate(models[len(MODELS) :]):
             publish(live, model, seed=100 + number)
         asyncio.run(fill(live, MODELS, context=256))
